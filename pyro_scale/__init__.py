@@ -1,0 +1,1 @@
+"""SCALE as Pyro programs: every objective computed twice and compared."""

@@ -1,0 +1,41 @@
+"""How a program becomes a loss: Pyro's estimators, the closed forms, and the table of both."""
+
+from pyro_scale.objectives.closed_forms import (
+    EXACT,
+    PUBLISHED,
+    Constants,
+    Point,
+    Terms,
+    collapsed,
+    evaluate,
+    importance_weighted,
+    mean_field,
+    mean_field_at_z,
+    scale,
+)
+from pyro_scale.objectives.estimators import ESTIMATORS, Objective
+from pyro_scale.objectives.table import TABLE, TWINS, Agreement, Row, find_row, to_markdown
+from pyro_scale.objectives.trace_enum_mean_field_elbo import TraceEnumMeanField_ELBO
+
+__all__ = [
+    "ESTIMATORS",
+    "EXACT",
+    "PUBLISHED",
+    "TABLE",
+    "TWINS",
+    "Agreement",
+    "Constants",
+    "Objective",
+    "Point",
+    "Row",
+    "Terms",
+    "TraceEnumMeanField_ELBO",
+    "collapsed",
+    "evaluate",
+    "find_row",
+    "importance_weighted",
+    "mean_field",
+    "mean_field_at_z",
+    "scale",
+    "to_markdown",
+]

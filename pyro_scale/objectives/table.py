@@ -1,0 +1,202 @@
+"""The table of formulations x estimators, as data.
+
+Comparison, training and the README read this one table. A row says which closed form a Pyro
+estimator computes on a formulation's programs, and how closely the two agree:
+
+exact
+    Per sample, in float64, at the z of the estimator's own trace.
+in expectation
+    Up to Monte Carlo noise.
+unsupported
+    Pyro, or we, refuse; ``note`` says why where the library itself is silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from pyro_scale.objectives import closed_forms
+from pyro_scale.objectives.closed_forms import Point
+from pyro_scale.objectives.estimators import ESTIMATORS
+from pyro_scale.programs import FORMULATIONS, Treatment
+
+__all__ = ["TABLE", "TWINS", "Agreement", "Row", "find_row", "to_markdown"]
+
+Agreement = Literal["exact", "in expectation", "unsupported"]
+
+TWINS: dict[str, Callable[[Point, Tensor | None], Tensor]] = {
+    "collapsed": lambda at, _: closed_forms.collapsed(at).total(),
+    "importance_weighted": lambda at, _: closed_forms.importance_weighted(at),
+    "mean_field": lambda at, log_q_c_nk: closed_forms.mean_field(at, log_q_c_nk).total(),
+    "mean_field_at_z": lambda at, log_q_c_nk: closed_forms.mean_field_at_z(at, log_q_c_nk).total(),
+    "scale": lambda at, _: closed_forms.scale(at).total(),
+}
+"""Closed forms by name: (point, log q(c|x) of the classifier or None for g*) -> per-cell bound."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of computing one objective.
+
+    Attributes
+    ----------
+    formulation, estimator, c
+        Which programs, under which estimator, and what becomes of c.
+    twin
+        Name of the closed form in :data:`TWINS`; empty where unsupported.
+    value_agreement, gradient_agreement
+        How closely value and gradient agree with the twin's.
+    note
+        Why, where it is not obvious.
+    """
+
+    formulation: str
+    estimator: str
+    c: Treatment
+    twin: str = ""
+    value_agreement: Agreement = "unsupported"
+    gradient_agreement: Agreement = "unsupported"
+    note: str = ""
+
+    @property
+    def supported(self) -> bool:
+        """Whether the estimator computes this formulation's objective, gradient included."""
+        return self.value_agreement != "unsupported"
+
+    @property
+    def n_particles(self) -> int:
+        """Samples per evaluation that the comparison uses: several for IWAE, else one."""
+        return 8 if self.estimator == "RenyiELBO" else 1
+
+
+_SCORE = (
+    "RenyiELBO leaves out the score-function term of a sampled c whose weight depends on c "
+    "(pyro-ppl/pyro issue 1222): its gradient is biased"
+)
+_AT_Z = "exact per sample against the twin that keeps z's log-densities sampled"
+
+# The first row of a formulation is its default for training.
+_SUPPORTED = (
+    Row("collapsed", "Trace_ELBO", "collapsed", "collapsed", "exact", "exact"),
+    Row("collapsed", "TraceGraph_ELBO", "collapsed", "collapsed", "exact", "exact"),
+    Row("collapsed", "TraceEnum_ELBO", "collapsed", "collapsed", "exact", "exact"),
+    Row("collapsed", "TraceMeanField_ELBO", "collapsed", "collapsed", "exact", "exact",
+        "no KL is registered for a mixture, so it falls back on sampling"),
+    Row("collapsed", "RenyiELBO", "collapsed", "importance_weighted", "exact", "exact"),
+    Row("model_enumerated", "TraceEnum_ELBO", "enumerated", "collapsed", "exact", "exact"),
+    Row("model_enumerated", "TraceEnumMeanField_ELBO", "enumerated", "mean_field",
+        "exact", "exact", "both log-densities replaced: the optimal mean-field bound"),
+    Row("structured", "TraceEnum_ELBO", "enumerated", "collapsed", "exact", "exact"),
+    Row("structured", "TraceEnumMeanField_ELBO", "enumerated", "scale", "exact", "exact",
+        "SCALE's loss, sample by sample"),
+    Row("structured", "Trace_ELBO", "sampled", "collapsed", "exact", "in expectation"),
+    Row("structured", "TraceGraph_ELBO", "sampled", "collapsed", "exact", "in expectation"),
+    Row("structured", "TraceEnum_ELBO", "sampled", "collapsed", "exact", "in expectation"),
+    Row("structured", "RenyiELBO", "sampled", "importance_weighted", "exact", "in expectation"),
+    Row("mean_field", "TraceEnumMeanField_ELBO", "enumerated", "mean_field", "exact", "exact"),
+    Row("mean_field", "TraceEnum_ELBO", "enumerated", "mean_field",
+        "in expectation", "in expectation"),
+    Row("mean_field", "TraceEnum_ELBO", "enumerated", "mean_field_at_z", "exact", "exact", _AT_Z),
+    Row("mean_field", "Trace_ELBO", "sampled", "mean_field", "in expectation", "in expectation"),
+    Row("mean_field", "TraceGraph_ELBO", "sampled", "mean_field",
+        "in expectation", "in expectation"),
+    Row("mean_field", "TraceEnum_ELBO", "sampled", "mean_field",
+        "in expectation", "in expectation"),
+    Row("amortized", "TraceEnumMeanField_ELBO", "enumerated", "mean_field", "exact", "exact"),
+    Row("amortized", "TraceEnum_ELBO", "enumerated", "mean_field",
+        "in expectation", "in expectation"),
+    Row("amortized", "TraceEnum_ELBO", "enumerated", "mean_field_at_z", "exact", "exact", _AT_Z),
+    Row("amortized", "Trace_ELBO", "sampled", "mean_field", "in expectation", "in expectation"),
+    Row("amortized", "TraceGraph_ELBO", "sampled", "mean_field",
+        "in expectation", "in expectation"),
+    Row("amortized", "TraceEnum_ELBO", "sampled", "mean_field",
+        "in expectation", "in expectation"),
+    Row("scale", "TraceEnum_ELBO", "enumerated", "scale", "in expectation", "in expectation"),
+    Row("scale", "TraceEnumMeanField_ELBO", "enumerated", "scale",
+        "in expectation", "in expectation"),
+    Row("scale", "Trace_ELBO", "sampled", "scale", "in expectation", "in expectation"),
+    Row("scale", "TraceGraph_ELBO", "sampled", "scale", "in expectation", "in expectation"),
+    Row("scale", "TraceEnum_ELBO", "sampled", "scale", "in expectation", "in expectation"),
+    Row("mean_field", "RenyiELBO", "sampled", note=_SCORE),
+    Row("amortized", "RenyiELBO", "sampled", note=_SCORE),
+    Row("scale", "RenyiELBO", "sampled", note=_SCORE),
+)  # fmt: skip
+
+
+def _fill(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Every cell of the matrix, in the order of FORMULATIONS; what is not listed is refused."""
+    table = []
+    for formulation in FORMULATIONS.values():
+        for c in formulation.treatments:
+            for estimator in ESTIMATORS:
+                cell = (formulation.name, estimator, c)
+                listed = [row for row in rows if (row.formulation, row.estimator, row.c) == cell]
+                table += listed or [Row(*cell)]
+    return tuple(table)
+
+
+TABLE: tuple[Row, ...] = _fill(_SUPPORTED)
+"""Every formulation x treatment of c x estimator."""
+
+
+def find_row(formulation: str, estimator: str | None = None, c: Treatment | None = None) -> Row:
+    """The row that a user means, for training.
+
+    Parameters
+    ----------
+    formulation
+        A name in :data:`pyro_scale.programs.FORMULATIONS`.
+    estimator
+        A name in :data:`pyro_scale.objectives.ESTIMATORS`; None: the formulation's default.
+    c
+        What becomes of c; None: the first way that the estimator supports.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or a combination that is not supported.
+
+    Examples
+    --------
+    >>> find_row("collapsed").estimator
+    'Trace_ELBO'
+    >>> find_row("structured", "Trace_ELBO").c
+    'sampled'
+    """
+    if formulation not in FORMULATIONS:
+        raise ValueError(
+            f"formulation={formulation!r} is not known; choose one of {', '.join(FORMULATIONS)}."
+        )
+    if estimator is not None and estimator not in ESTIMATORS:
+        raise ValueError(
+            f"estimator={estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}."
+        )
+    rows = [row for row in _SUPPORTED if row.formulation == formulation and row.supported]
+    for row in rows:
+        if estimator in (None, row.estimator) and c in (None, row.c):
+            return row
+    options = ", ".join(dict.fromkeys(f"{row.estimator} (c {row.c})" for row in rows))
+    raise ValueError(
+        f"formulation={formulation!r} cannot be trained by estimator={estimator!r} with c={c!r}; "
+        f"it can by {options}."
+    )
+
+
+def to_markdown() -> str:
+    """The supported rows as a Markdown table (the README's)."""
+    lines = [
+        "| formulation | q(z,c\\|x) | c | Pyro estimator | closed form | value | gradient |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in TABLE:
+        if row.supported:
+            posterior = FORMULATIONS[row.formulation].posterior.replace("|", "\\|")
+            lines.append(
+                f"| {row.formulation} | {posterior} | {row.c} | {row.estimator} | `{row.twin}` "
+                f"| {row.value_agreement} | {row.gradient_agreement} |"
+            )
+    return "\n".join(lines)

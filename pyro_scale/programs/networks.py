@@ -1,0 +1,128 @@
+"""The networks, each introduced by the distribution it parameterises."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_scale.programs.cells import Cells
+
+__all__ = ["Classifier", "Encoder", "TfIdf", "mlp"]
+
+
+def mlp(sizes: Sequence[int], *, layer_norm: bool = False) -> nn.Sequential:
+    """Linear-(LayerNorm)-ReLU for each consecutive pair of sizes; empty for a single size."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(sizes):
+        layers.append(linear(n_in, n_out))
+        if layer_norm:
+            layers.append(nn.LayerNorm(n_out))
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def linear(n_in: int, n_out: int) -> nn.Linear:
+    """A linear layer with Xavier-normal weights and zero bias, as in the original SCALE."""
+    layer = nn.Linear(n_in, n_out)
+    nn.init.xavier_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class TfIdf(nn.Module):
+    """Term frequency - inverse document frequency, on the log scale, of unit length per cell.
+
+    ``log1p(1e4 * x_np / depth_n * idf_p)``, then divided by its Euclidean norm and multiplied
+    by ``sqrt(P)`` so that inputs have unit mean square whatever the number of peaks.
+
+    Parameters
+    ----------
+    idf_p
+        Inverse document frequency of each peak, shape ``(P,)``.
+
+    References
+    ----------
+    Cusanovich et al. 2015, doi:10.1126/science.aab1601.
+    """
+
+    def __init__(self, idf_p: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("idf_p", idf_p)
+        self.idf_p: Tensor
+
+    def forward(self, cells: Cells) -> Tensor:
+        """The transformed accessibility, shape ``(n, p)``."""
+        tf_np = cells.x_np / cells.depth_n.clamp_min(1.0).unsqueeze(-1)
+        y_np = torch.log1p(1e4 * tf_np * self.idf_p)
+        return F.normalize(y_np, dim=-1) * len(self.idf_p) ** 0.5
+
+
+class Encoder(nn.Module):
+    """q(z|x) = Normal(loc(x), diag(var(x))).
+
+    Parameters
+    ----------
+    n_peaks, n_latent
+        P and D.
+    hidden
+        Widths of the hidden layers.
+    layer_norm
+        Normalise each hidden layer.
+    transform
+        Maps :class:`Cells` to the network's input, shape ``(n, p)``; None feeds ``x_np``.
+    min_var
+        Floor of the posterior variance, in squared latent units.
+    """
+
+    def __init__(
+        self,
+        n_peaks: int,
+        n_latent: int,
+        hidden: Sequence[int],
+        *,
+        layer_norm: bool = False,
+        transform: nn.Module | None = None,
+        min_var: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.min_var = min_var
+        self.transform = transform
+        self.trunk = mlp([n_peaks, *hidden], layer_norm=layer_norm)
+        width = [n_peaks, *hidden][-1]
+        self.loc = linear(width, n_latent)
+        self.raw_var = linear(width, n_latent)
+
+    def features(self, cells: Cells) -> Tensor:
+        """The last hidden layer, shape ``(n, hidden[-1])``."""
+        x_np = cells.x_np if self.transform is None else self.transform(cells)
+        return self.trunk(x_np)
+
+    def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(z|x) from the last hidden layer, each ``(n, d)``."""
+        return self.loc(features), F.softplus(self.raw_var(features)) + self.min_var
+
+    def forward(self, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(z|x), each of shape ``(n, d)``."""
+        return self.moments(self.features(cells))
+
+    @staticmethod
+    def q_z(loc_nd: Tensor, var_nd: Tensor) -> dist.Distribution:
+        """q(z|x) as a distribution with event shape ``(d,)``."""
+        return dist.Normal(loc_nd, var_nd.sqrt()).to_event(1)
+
+
+class Classifier(nn.Module):
+    """q(c|x) = Categorical(softmax of a linear map of the encoder's last hidden layer)."""
+
+    def __init__(self, n_features: int, n_components: int) -> None:
+        super().__init__()
+        self.logits = linear(n_features, n_components)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """log q(c|x), shape ``(n, k)``."""
+        return F.log_softmax(self.logits(features), dim=-1)

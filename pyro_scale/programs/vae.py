@@ -1,0 +1,115 @@
+"""The parameters that every program shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from pyro_scale.programs.cells import Cells
+from pyro_scale.programs.likelihood import BernoulliLikelihood, PoissonLikelihood
+from pyro_scale.programs.networks import Classifier, Encoder, TfIdf
+from pyro_scale.programs.prior import MixturePrior
+
+__all__ = ["LikelihoodName", "MixtureVAE"]
+
+LikelihoodName = Literal["bernoulli", "poisson"]
+
+
+class MixtureVAE(nn.Module):
+    """Prior, encoder, likelihood and (optionally) classifier: parameters, no inference.
+
+    Models and guides are programs over these parameters (:func:`pyro_scale.programs.build`);
+    several programs may share one ``MixtureVAE``, which is how they are compared. Its
+    ``state_dict`` holds every parameter once.
+
+    Parameters
+    ----------
+    n_peaks, n_components, n_latent
+        P, K and D.
+    hidden
+        Widths of the encoder's hidden layers; SCALE has (1024, 128).
+    decoder_hidden
+        Widths of the decoder's hidden layers; SCALE has none (a linear decoder).
+    likelihood
+        ``"bernoulli"`` or ``"poisson"``.
+    layer_norm
+        Normalise the encoder's hidden layers.
+    idf_p
+        Inverse document frequencies, shape ``(P,)``: the encoder reads TF-IDF. None: it
+        reads the accessibility itself, as SCALE does.
+    mean_log_depth
+        Centre of the Bernoulli depth term; None leaves the term out, as SCALE does. The
+        Poisson likelihood always has the depth as its exposure.
+    classifier
+        Add q(c|x), which the amortized formulation needs.
+    """
+
+    def __init__(
+        self,
+        n_peaks: int,
+        n_components: int,
+        n_latent: int = 10,
+        *,
+        hidden: Sequence[int] = (1024, 128),
+        decoder_hidden: Sequence[int] = (),
+        likelihood: LikelihoodName = "bernoulli",
+        layer_norm: bool = False,
+        idf_p: Tensor | None = None,
+        mean_log_depth: float | None = None,
+        classifier: bool = False,
+    ) -> None:
+        super().__init__()
+        transform = None if idf_p is None else TfIdf(idf_p)
+        self.prior = MixturePrior(n_components, n_latent)
+        self.encoder = Encoder(
+            n_peaks, n_latent, hidden, layer_norm=layer_norm, transform=transform
+        )
+        self.likelihood: BernoulliLikelihood | PoissonLikelihood
+        if likelihood == "bernoulli":
+            self.likelihood = BernoulliLikelihood(
+                n_peaks, n_latent, decoder_hidden, mean_log_depth=mean_log_depth
+            )
+        elif likelihood == "poisson":
+            self.likelihood = PoissonLikelihood(n_peaks, n_latent, decoder_hidden)
+        else:
+            raise ValueError(
+                f"likelihood={likelihood!r} is not known; choose 'bernoulli' or 'poisson'."
+            )
+        self.classifier: Classifier | None = None
+        if classifier:
+            self.add_classifier()
+
+    @property
+    def n_peaks(self) -> int:
+        """P, the number of peaks."""
+        return self.likelihood.peaks.out_features
+
+    @property
+    def n_latent(self) -> int:
+        """D, the dimension of the latent space."""
+        return self.prior.loc_kd.shape[1]
+
+    @property
+    def n_components(self) -> int:
+        """K, the number of mixture components."""
+        return self.prior.n_components
+
+    def add_classifier(self) -> None:
+        """Give the model a fresh q(c|x), on the device and in the dtype of its encoder."""
+        head = self.encoder.loc
+        self.classifier = Classifier(head.in_features, self.n_components).to(head.weight)
+
+    @property
+    def required_classifier(self) -> Classifier:
+        """The classifier q(c|x), or a ValueError that says how to have one."""
+        if self.classifier is None:
+            raise ValueError(
+                "This model has no classifier q(c|x): build it with formulation='amortized'."
+            )
+        return self.classifier
+
+    def log_q_c(self, cells: Cells) -> Tensor:
+        """log q(c|x) of the classifier, shape ``(n, k)``."""
+        return self.required_classifier(self.encoder.features(cells))
