@@ -1,1 +1,27 @@
-"""SCALE as Pyro programs: every objective computed twice and compared."""
+"""SCALE for single-cell ATAC-seq as Pyro programs: every objective computed twice and compared.
+
+>>> import pyro_scale as ps
+>>> adata = ps.simulate(n_cells=60, n_peaks=200, n_clusters=2, density=0.1, seed=0)
+>>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(16,))
+>>> model
+SCALE(60 cells x 200 peaks, K=2, D=2, collapsed by Trace_ELBO, bernoulli, untrained)
+"""
+
+from importlib.metadata import version
+
+from pyro_scale.comparison import compare, ladder
+from pyro_scale.data import simulate
+from pyro_scale.errors import DataError, ModelFileError, NotTrainedError
+from pyro_scale.scale import SCALE
+
+__all__ = [
+    "SCALE",
+    "DataError",
+    "ModelFileError",
+    "NotTrainedError",
+    "compare",
+    "ladder",
+    "simulate",
+]
+
+__version__ = version("pyro-scale")

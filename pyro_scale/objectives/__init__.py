@@ -1,5 +1,6 @@
 """How a program becomes a loss: Pyro's estimators, the closed forms, and the table of both."""
 
+from pyro_scale.objectives import terms
 from pyro_scale.objectives.closed_forms import (
     EXACT,
     PUBLISHED,
@@ -37,5 +38,6 @@ __all__ = [
     "mean_field",
     "mean_field_at_z",
     "scale",
+    "terms",
     "to_markdown",
 ]

@@ -120,7 +120,14 @@ class Terms(NamedTuple):
         return self.log_lik_n + kl_weight * kl_terms_n
 
 
-def evaluate(vae: MixtureVAE, cells: Cells, z_nd: Tensor, *, constants: Constants = EXACT) -> Point:
+def evaluate(
+    vae: MixtureVAE,
+    cells: Cells,
+    z_nd: Tensor,
+    *,
+    moments: tuple[Tensor, Tensor] | None = None,
+    constants: Constants = EXACT,
+) -> Point:
     """Evaluate the networks and the prior at a sample of z.
 
     Parameters
@@ -131,10 +138,12 @@ def evaluate(vae: MixtureVAE, cells: Cells, z_nd: Tensor, *, constants: Constant
         The minibatch.
     z_nd
         z of every cell, shape ``(..., n, d)``.
+    moments
+        Mean and variance of q(z|x), where they are at hand; None runs the encoder.
     constants
         ``log_eps`` is used here, in the Bernoulli likelihood.
     """
-    loc_nd, var_nd = vae.encoder(cells)
+    loc_nd, var_nd = vae.encoder(cells) if moments is None else moments
     if isinstance(vae.likelihood, PoissonLikelihood):
         log_lik_n = terms.poisson_log_lik(vae.likelihood.log_rate(z_nd, cells.depth_n), cells.x_np)
     else:

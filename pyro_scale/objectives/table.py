@@ -70,7 +70,7 @@ class Row:
     @property
     def n_particles(self) -> int:
         """Samples per evaluation that the comparison uses: several for IWAE, else one."""
-        return 8 if self.estimator == "RenyiELBO" else 1
+        return 4 if self.estimator == "RenyiELBO" else 1
 
 
 _SCORE = (

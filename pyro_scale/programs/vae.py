@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -95,6 +96,12 @@ class MixtureVAE(nn.Module):
     def n_components(self) -> int:
         """K, the number of mixture components."""
         return self.prior.n_components
+
+    def with_prior(self, prior: MixturePrior) -> MixtureVAE:
+        """The same networks (shared, not copied) under another prior."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "prior": prior}
+        return other
 
     def add_classifier(self) -> None:
         """Give the model a fresh q(c|x), on the device and in the dtype of its encoder."""

@@ -1,0 +1,5 @@
+"""``python -m pyro_scale``: the command line."""
+
+from pyro_scale.cli import main
+
+main()

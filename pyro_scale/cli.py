@@ -1,0 +1,302 @@
+"""The command line: run, compare and demo."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import anndata
+import pandas as pd
+import typer
+from anndata import AnnData
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+import pyro_scale as ps
+from pyro_scale.analysis import cluster_scores
+from pyro_scale.comparison import Comparison
+from pyro_scale.data import filter_cells, filter_peaks
+from pyro_scale.objectives import Row
+from pyro_scale.plotting import plot_run
+from pyro_scale.programs import FORMULATIONS
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="SCALE for single-cell ATAC-seq as Pyro programs.",
+)
+console = Console()
+
+File = Annotated[Path, typer.Argument(help="Cells x peaks, an AnnData .h5ad file.")]
+K = Annotated[int, typer.Option("-k", "--n-components", help="Number of mixture components.")]
+Out = Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
+Layer = Annotated[str | None, typer.Option("--layer", help="Read this layer instead of X.")]
+Likelihood = Annotated[str, typer.Option("--likelihood", help="bernoulli or poisson (counts).")]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Log to the terminal, and turn a user's mistake into one clear message."""
+    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    logger = logging.getLogger("pyro_scale")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from error
+    finally:
+        logger.removeHandler(handler)
+
+
+def _read(path: Path) -> AnnData:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give the path of an .h5ad file.")
+    if path.suffix != ".h5ad":
+        raise ValueError(f"{path.name} is not an .h5ad file, the only kind that is read so far.")
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an AnnData .h5ad file: {error}") from error
+
+
+def _run(
+    adata: AnnData, model: ps.SCALE, output: Path, overwrite: bool, label: str | None, epochs: int
+) -> None:
+    """Train, then write the whole result beside its place and move it there."""
+    started = time.perf_counter()
+    console.print(f"training {model}", highlight=False)
+    model.train(max_epochs=epochs)
+    result = model.to_anndata(adata)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".scale-") as temporary:
+        new = Path(temporary) / "new"
+        model.save(new / "model")
+        result.write_h5ad(new / "adata.h5ad", compression="gzip")
+        figure = plot_run(
+            result.obsm["X_scale"],
+            result.obsm["scale_responsibilities"],
+            result.obs["scale_cluster"],
+            model.vae.prior.log_pi_k.detach().exp().numpy(),
+            model.history,
+        )
+        figure.savefig(new / "scale.png")
+        figure.savefig(new / "scale.pdf")
+        _move(new, output, overwrite)
+    sizes = result.obs["scale_cluster"].value_counts(sort=False)
+    console.print(f"clusters: {', '.join(f'{name}: {size}' for name, size in sizes.items())}")
+    if label is not None:
+        scores = cluster_scores(result.obs[label], result.obs["scale_cluster"])
+        told = ", ".join(f"{name.upper()} {value:.3f}" for name, value in scores.items())
+        console.print(f"against obs[{label!r}] (not used in training): {told}", markup=False)
+    console.print(f"done in {time.perf_counter() - started:.0f} s; in {output}/:")
+    console.print('  adata.h5ad  obsm["X_scale"], obsm["scale_responsibilities"],', markup=False)
+    console.print('              obs["scale_cluster"], uns["scale"]', markup=False)
+    console.print("  scale.png, scale.pdf  the figure")
+    console.print("  model/  for pyro_scale.SCALE.load")
+
+
+def _results(output: Path) -> list[str]:
+    names = ("adata.h5ad", "scale.png", "scale.pdf", "model")
+    return [name for name in names if (output / name).exists()]
+
+
+def _refuse_existing(output: Path, overwrite: bool) -> None:
+    found = _results(output)
+    if found and not overwrite:
+        raise FileExistsError(
+            f"{output} already holds a result ({', '.join(found)}); choose another folder with "
+            "-o, or give --overwrite."
+        )
+
+
+def _move(new: Path, output: Path, overwrite: bool) -> None:
+    """Put each result in its place; whatever else is in the folder stays."""
+    _refuse_existing(output, overwrite)
+    output.mkdir(exist_ok=True)
+    for result in new.iterdir():
+        target = output / result.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(result, target)
+
+
+@app.command()
+def run(
+    file: File,
+    n_components: K,
+    output: Out = Path("scale_output"),
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    layer: Layer = None,
+    min_peaks: Annotated[
+        int, typer.Option(help="Leave out cells with fewer open peaks; empty cells always go.")
+    ] = 1,
+    min_cells: Annotated[
+        float, typer.Option(help="Leave out peaks open in fewer cells; below 1, a fraction.")
+    ] = 0.01,
+    formulation: Annotated[
+        str, typer.Option(help=f"q(z,c|x): {', '.join(FORMULATIONS)}.")
+    ] = "collapsed",
+    likelihood: Likelihood = "bernoulli",
+    preset: Annotated[
+        str, typer.Option(help="default, or plain: the model of the paper, without extras.")
+    ] = "default",
+    max_epochs: Annotated[int, typer.Option(help="Most passes over the cells.")] = 200,
+    label: Annotated[
+        str | None, typer.Option(help="A column of obs to score the clusters against, afterwards.")
+    ] = None,
+) -> None:
+    """Train on FILE without labels; write clusters, latent space, a figure and the model.
+
+    Example: pyro-scale run cells.h5ad -k 8 -o result
+    """
+    with _told():
+        console.print(f"output folder {output}, seed {seed}")
+        _refuse_existing(output, overwrite)
+        adata = _read(file)
+        if label is not None and label not in adata.obs:
+            raise ValueError(f"--label {label!r} is not in obs; it has {', '.join(adata.obs)}.")
+        adata = filter_cells(adata, min_peaks=max(1, min_peaks), layer=layer)
+        adata = filter_peaks(adata, min_cells=min_cells, layer=layer)
+        adata = filter_cells(adata, min_peaks=1, layer=layer)
+        model = ps.SCALE(
+            adata,
+            n_components,
+            formulation=formulation,
+            likelihood=likelihood,  # type: ignore[arg-type]  # checked there
+            preset=preset,  # type: ignore[arg-type]
+            layer=layer,
+            seed=seed,
+        )
+        _run(adata, model, output, overwrite, label, max_epochs)
+
+
+def _show(table: Comparison) -> None:
+    """The supported rows in the terminal, the refused ones counted."""
+    settings = ", ".join(f"{key} {value}" for key, value in table.settings.items())
+    console.print(f"compared with {settings}", highlight=False)
+    gaps = ", ".join(f"{key}: {value:.3g}" for key, value in table.gaps.items())
+    console.print(f"gaps between the bounds here, nats per cell: {gaps}", highlight=False)
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("formulation", "c", "estimator", "closed form"):
+        shown.add_column(name)
+    for name in ("value", "difference", "gradient", "variance", "ms"):
+        shown.add_column(name, justify="right")
+    shown.add_column("")
+    colours = {"holds": "green", "FAILS": "bold red", "no power": "yellow"}
+    supported = [row for row in table.rows if row.supported]
+    for row in supported:
+        gradient = (
+            f"z {row.max_gradient_z:.1f}"
+            if row.max_gradient_z is not None
+            else f"{row.max_relative_gradient_difference:.0e}"
+        )
+        shown.add_row(
+            row.formulation,
+            row.c,
+            row.estimator,
+            row.twin,
+            f"{row.value:.2f}",
+            f"{row.difference:.1e}",
+            gradient,
+            f"{row.gradient_variance:.3g}",
+            f"{1000 * (row.seconds or 0):.0f}",
+            f"[{colours[row.verdict]}]{row.verdict}[/]",
+        )
+    console.print(shown)
+    hold = sum(row.holds is True for row in supported)
+    console.print(
+        f"{hold} of {len(supported)} supported rows hold; {len(table.rows) - len(supported)} "
+        "combinations are refused (--json has the reasons)."
+    )
+
+
+def _progress(rows: Iterable[Row]) -> Iterable[Row]:
+    return track(list(rows), "comparing", console=Console(stderr=True), transient=True)
+
+
+def _compare(
+    model: ps.SCALE, n_cells: int, n_samples: int, seed: int, json: Path | None, plot: Path | None
+) -> None:
+    table = ps.compare(model, n_cells=n_cells, n_samples=n_samples, seed=seed, progress=_progress)
+    _show(table)
+    if json is not None:
+        table.to_json(json)
+        console.print(f"wrote {json}")
+    if plot is not None:
+        table.plot().savefig(plot)
+        console.print(f"wrote {plot}")
+    if any(row.holds is False for row in table.rows):
+        raise typer.Exit(2)
+
+
+@app.command()
+def compare(
+    file: File,
+    n_components: K = 8,
+    seed: Seed = 0,
+    n_cells: Annotated[int, typer.Option(help="Cells to compare on.")] = 48,
+    n_samples: Annotated[int, typer.Option(help="Draws per row.")] = 40,
+    layer: Layer = None,
+    likelihood: Likelihood = "bernoulli",
+    json: Annotated[Path | None, typer.Option(help="Write rows and reasons here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the figure here (.png, .pdf).")] = None,
+) -> None:
+    """Compute every ELBO twice on FILE's cells, by Pyro and by closed form; show the table.
+
+    The model is the plain one of the paper, after a short warm-up, in float64. The exit code
+    is 2 if a row fails.
+    """
+    with _told():
+        console.print(f"seed {seed}")
+        adata = filter_cells(_read(file), min_peaks=1, layer=layer)
+        model = ps.SCALE(
+            adata,
+            n_components,
+            preset="plain",
+            likelihood=likelihood,  # type: ignore[arg-type]
+            layer=layer,
+            seed=seed,
+        )
+        _compare(model, n_cells, n_samples, seed, json, plot)
+
+
+@app.command()
+def demo(output: Out = Path("scale_output"), seed: Seed = 0, overwrite: Overwrite = False) -> None:
+    """Simulate cells, train on them, and compare the objectives: about two minutes."""
+    with _told():
+        console.print(f"output folder {output}, seed {seed}")
+        _refuse_existing(output, overwrite)
+        adata = ps.simulate(n_cells=1000, n_peaks=3000, n_clusters=5, seed=seed)
+        console.print(f"simulated {adata.n_obs} cells x {adata.n_vars} peaks in 5 clusters")
+        model = ps.SCALE(adata, 5, hidden=(256, 128), seed=seed)
+        _run(adata, model, output, overwrite, "cell_type", epochs=80)
+        plain = ps.SCALE(adata, 5, hidden=(256, 128), preset="plain", seed=seed)
+        _compare(plain, 48, 40, seed, output / "comparison.json", output / "comparison.png")
+
+
+def main() -> None:
+    """Entry point of ``pyro-scale``."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", category=FutureWarning)
+    pd.set_option("display.width", 120)
+    app()

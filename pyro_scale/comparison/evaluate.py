@@ -1,0 +1,149 @@
+"""One row of the table, evaluated: the estimator, and its twin at the estimator's own z."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_scale.objectives import TWINS, Objective, Row, evaluate
+from pyro_scale.programs import Cells, MixtureVAE
+
+__all__ = [
+    "Draw",
+    "Gradients",
+    "draw",
+    "gradient_difference",
+    "refusal",
+    "twin_draw",
+    "twin_loss",
+]
+
+Gradients = dict[str, Tensor]
+
+
+class Draw(NamedTuple):
+    """One evaluation of an estimator.
+
+    Attributes
+    ----------
+    loss
+        Minus the bound, summed over cells, in nats.
+    gradients
+        Of the loss, by parameter name; zeros where a parameter is not reached.
+    z_nd
+        z as the guide drew it, ``(n, d)``, or ``(particles, n, d)`` for several particles.
+    seconds
+        Of value and gradient together.
+    """
+
+    loss: float
+    gradients: Gradients
+    z_nd: Tensor
+    seconds: float
+
+
+class _RecordZ(Messenger):
+    """Keeps what the guide draws at "z"; the model replays the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[Tensor] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] == "z" and not any(msg["value"] is z for z in self.drawn):
+            self.drawn.append(msg["value"])
+
+
+def _take_gradients(vae: MixtureVAE) -> Gradients:
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in vae.named_parameters()
+    }
+    vae.zero_grad(set_to_none=True)
+    return gradients
+
+
+def draw(vae: MixtureVAE, objective: Objective, cells: Cells) -> Draw:
+    """Evaluate an objective once, with gradients, and keep its z."""
+    vae.zero_grad(set_to_none=True)
+    started = time.perf_counter()
+    with _RecordZ() as record:
+        loss = objective.backward(cells)
+    seconds = time.perf_counter() - started
+    drawn = [z.detach() for z in record.drawn]
+    z_nd = drawn[0] if len(drawn) == 1 else torch.stack(drawn)
+    return Draw(loss, _take_gradients(vae), z_nd, seconds)
+
+
+def twin_loss(vae: MixtureVAE, row: Row, cells: Cells, z_nd: Tensor) -> Tensor:
+    """Minus the row's closed form at z, summed over cells: a differentiable scalar.
+
+    z moves with the encoder, as loc + sd * noise with the noise of the estimator's own draw.
+    """
+    features = vae.encoder.features(cells)
+    loc_nd, var_nd = vae.encoder.moments(features)
+    noise_nd = ((z_nd - loc_nd) / var_nd.sqrt()).detach()
+    at = evaluate(vae, cells, loc_nd + var_nd.sqrt() * noise_nd, moments=(loc_nd, var_nd))
+    amortized = row.formulation == "amortized"
+    log_q_c_nk = vae.required_classifier(features) if amortized else None
+    return -TWINS[row.twin](at, log_q_c_nk).sum()
+
+
+def twin_draw(vae: MixtureVAE, row: Row, cells: Cells, z_nd: Tensor) -> tuple[float, Gradients]:
+    """Value and gradients of :func:`twin_loss`: the total derivative."""
+    vae.zero_grad(set_to_none=True)
+    loss = twin_loss(vae, row, cells, z_nd)
+    loss.backward()
+    return float(loss.detach()), _take_gradients(vae)
+
+
+def gradient_difference(ours: Gradients, twin: Gradients) -> float:
+    """Largest relative difference over named parameters.
+
+    ``max|a - b| / max(max|b|, 1e-6 max over all parameters of max|b|)``.
+    """
+    largest = max(float(b.abs().max()) for b in twin.values())
+    worst = 0.0
+    for name, b in twin.items():
+        difference = float((ours[name] - b).abs().max())
+        scale = max(float(b.abs().max()), 1e-6 * largest)
+        if math.isnan(difference):
+            return math.inf
+        if difference > 0:
+            worst = max(worst, difference / scale if scale > 0 else math.inf)
+    return worst
+
+
+@contextmanager
+def _pyro_warnings_only() -> Iterator[list[warnings.WarningMessage]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
+
+
+def refusal(vae: MixtureVAE, row: Row, cells: Cells) -> str:
+    """Why a combination is not supported, in the library's own words where it has any."""
+    with _pyro_warnings_only() as caught:
+        try:
+            objective = Objective(
+                vae, row.formulation, row.estimator, row.c, n_particles=row.n_particles
+            )
+            objective.backward(cells)
+        except Exception as error:  # whatever the library says, it is the answer
+            return f"{type(error).__name__}: {error}"
+        finally:
+            vae.zero_grad(set_to_none=True)
+    said = dict.fromkeys(
+        " ".join(str(w.message).split()) for w in caught if w.category is UserWarning
+    )
+    return "; ".join(
+        [*(f"UserWarning: {text}" for text in said), *([row.note] if row.note else [])]
+    )

@@ -1,0 +1,124 @@
+"""Numerical integration over z for D <= 2, with node doubling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Rule", "converge", "gauss_hermite", "posterior_mode", "trapezoid"]
+
+
+class Rule(NamedTuple):
+    """An integration rule: the integral of f over R^d is ``sum_m exp(log_w_m) f(x_m)``.
+
+    Nodes have shape ``(m, d)``, log weights ``(m,)``.
+    """
+
+    x_md: Tensor
+    log_w_m: Tensor
+
+
+def _product(x: Tensor, log_w: Tensor, dimension: int) -> Rule:
+    grids = torch.meshgrid(*[x] * dimension, indexing="ij")
+    weights = torch.meshgrid(*[log_w] * dimension, indexing="ij")
+    x_md = torch.stack([grid.reshape(-1) for grid in grids], -1)
+    return Rule(x_md, torch.stack([weight.reshape(-1) for weight in weights]).sum(0))
+
+
+def gauss_hermite(n: int, dimension: int) -> Rule:
+    """Gauss-Hermite with n nodes per dimension, for functions that decay like exp(-x^2/2)."""
+    x, w = np.polynomial.hermite_e.hermegauss(n)
+    log_w = np.log(np.maximum(w, 1e-300)) + x**2 / 2  # the weight exp(-x^2/2) divided out
+    return _product(torch.from_numpy(x), torch.from_numpy(log_w), dimension)
+
+
+def trapezoid(n: int, dimension: int, *, half_width: float = 9.0) -> Rule:
+    """The trapezoidal rule on [-half_width, half_width]^d.
+
+    Spectrally accurate for smooth functions that have decayed at the ends.
+    """
+    x = torch.linspace(-half_width, half_width, n, dtype=torch.float64)
+    step = 2 * half_width / (n - 1)
+    return _product(x, torch.full((n,), float(np.log(step)), dtype=torch.float64), dimension)
+
+
+def converge(
+    integrate: Callable[[int], Tensor], start: int, stop: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Double the nodes until the result moves by less than ``tolerance``.
+
+    Parameters
+    ----------
+    integrate
+        Number of nodes per dimension -> results of any shape.
+    start, stop
+        First and last number of nodes.
+    tolerance
+        Largest absolute change that ends the doubling.
+
+    Returns
+    -------
+    tuple of Tensor
+        The last result and how much the last doubling changed it, elementwise.
+    """
+    nodes, result = start, integrate(start)
+    change = torch.full_like(result, torch.inf)
+    while nodes < stop and not bool((change <= tolerance).all()):
+        nodes *= 2
+        finer = integrate(nodes)
+        change, result = (finer - result).abs(), finer
+    return result, change
+
+
+def posterior_mode(
+    log_joint: Callable[[Tensor], Tensor], start_nd: Tensor, *, steps: int = 200
+) -> tuple[Tensor, Tensor]:
+    """The mode of p(z|x) per cell by damped Newton, and a square root of its covariance there.
+
+    Parameters
+    ----------
+    log_joint
+        z of shape ``(n, d)`` -> log p(x, z) per cell, ``(n,)``.
+    start_nd
+        Where to start.
+    steps
+        Most Newton steps.
+
+    Returns
+    -------
+    tuple of Tensor
+        Modes ``(n, d)`` and matrices L ``(n, d, d)`` with L L^T = minus the inverse Hessian.
+    """
+    z_nd = start_nd.detach().clone()
+    identity = torch.eye(z_nd.shape[1], dtype=z_nd.dtype)
+
+    def derivatives(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = z.detach().requires_grad_(True)
+        value_n = log_joint(z)
+        (gradient_nd,) = torch.autograd.grad(value_n.sum(), z, create_graph=True)
+        rows = [
+            torch.autograd.grad(gradient_nd[:, d].sum(), z, retain_graph=True)[0]
+            for d in range(z.shape[1])
+        ]
+        return value_n.detach(), gradient_nd.detach(), torch.stack(rows, 1)
+
+    damping_n = torch.full((len(z_nd),), 1e-3, dtype=z_nd.dtype)
+    value_n, gradient_nd, hessian_ndd = derivatives(z_nd)
+    for _ in range(steps):
+        # Where the log joint is not concave, the damping makes it so.
+        lowest_n = torch.linalg.eigvalsh(-hessian_ndd)[:, 0]
+        shift_n = damping_n + (1e-6 - lowest_n).clamp_min(0)
+        step_nd = torch.linalg.solve(-hessian_ndd + shift_n[:, None, None] * identity, gradient_nd)
+        with torch.no_grad():
+            better_n = log_joint(z_nd + step_nd) >= value_n
+        z_nd = torch.where(better_n[:, None], z_nd + step_nd, z_nd)
+        damping_n = torch.where(better_n, damping_n / 4, damping_n * 8).clamp(1e-12, 1e12)
+        value_n, gradient_nd, hessian_ndd = derivatives(z_nd)
+        if float(gradient_nd.abs().max()) < 1e-8:
+            break
+    values, vectors = torch.linalg.eigh(-hessian_ndd)
+    return z_nd, vectors * values.clamp_min(1e-6).rsqrt().unsqueeze(-2)

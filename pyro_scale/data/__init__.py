@@ -1,0 +1,16 @@
+"""AnnData in and out: checks, filters, sparse minibatches, the simulator."""
+
+from pyro_scale.data.filters import filter_cells, filter_peaks
+from pyro_scale.data.minibatch import dense_cells, loader
+from pyro_scale.data.simulate import simulate
+from pyro_scale.data.validate import Counts, as_counts
+
+__all__ = [
+    "Counts",
+    "as_counts",
+    "dense_cells",
+    "filter_cells",
+    "filter_peaks",
+    "loader",
+    "simulate",
+]

@@ -1,0 +1,93 @@
+"""Figures of the comparison and of the ladder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pyro_scale.plotting.style import PALETTE, style
+
+__all__ = ["plot_comparison", "plot_ladder"]
+
+_COLOURS = {
+    "holds": PALETTE[2],
+    "no power": PALETTE[1],
+    "FAILS": PALETTE[3],
+}
+
+
+def plot_comparison(frame: pd.DataFrame) -> Figure:
+    """Bounds with Monte Carlo errors beside their closed forms, and gradient variances.
+
+    Parameters
+    ----------
+    frame
+        ``Comparison.to_frame()``.
+    """
+    rows = frame[frame["value_agreement"] != "unsupported"].iloc[::-1]
+    y = np.arange(len(rows))
+    names = rows[["formulation", "c", "estimator", "twin"]].astype(str).to_numpy()
+    labels = [
+        f"{formulation} · {c} · {estimator.removesuffix('_ELBO')}"
+        + (" (at z)" if twin == "mean_field_at_z" else "")
+        for formulation, c, estimator, twin in names
+    ]
+    with style():
+        figure = Figure(figsize=(10, 0.24 * len(rows) + 1.4), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        for verdict, colour in _COLOURS.items():
+            at = (rows["verdict"] == verdict).to_numpy()
+            if not at.any():
+                continue
+            some = rows[at]
+            left.errorbar(
+                some["value"],
+                y[at],
+                xerr=2 * some["value_standard_error"],
+                fmt="o",
+                ms=4,
+                color=colour,
+                label=f"Pyro estimator, ± 2 s.e. ({verdict})",
+            )
+            right.barh(y[at], some["gradient_variance"], color=colour, height=0.6)
+        left.plot(rows["twin_value"], y, "k|", ms=10, label="closed form, same draws")
+        left.set(xlabel="bound, nats per cell", yticks=y, yticklabels=labels)
+        left.legend(loc="upper left", bbox_to_anchor=(0, 1.0 + 1.6 / (len(rows) + 4)), ncols=2)
+        right.set(xscale="log", xlabel="gradient variance, nats² per cell²")
+        for axes in (left, right):
+            axes.grid(axis="y", lw=0.3, color="0.85")
+            axes.set_axisbelow(True)
+            axes.set_ylim(-0.6, len(rows) - 0.4)
+    return figure
+
+
+def plot_ladder(frame: pd.DataFrame) -> Figure:
+    """The gaps below log p(x) as stacked bars, one per cell, in order of the total.
+
+    Parameters
+    ----------
+    frame
+        ``Ladder.to_frame()``.
+    """
+    gaps = [
+        ("gap_posterior", "log p(x) − L_str = KL(q(z|x) ‖ p(z|x))"),
+        ("gap_optimal", "L_str − L_mf(g*) = E KL(g* ‖ γ)"),
+        ("gap_averaged", "L_mf(g*) − L_mf(ḡ) = KL(ḡ ‖ g*)"),
+        ("gap_scale", "L_mf(ḡ) − L_SCALE = E KL(γ ‖ ḡ)"),
+    ]
+    rows = frame.loc[frame[[name for name, _ in gaps]].sum(axis=1).sort_values().index]
+    x = np.arange(len(rows))
+    with style():
+        figure = Figure(figsize=(7.5, 4), layout="constrained")
+        axes = figure.subplots()
+        bottom = np.zeros(len(rows))
+        for (name, label), colour in zip(gaps, PALETTE, strict=False):
+            height = rows[name].clip(lower=0).to_numpy()
+            axes.bar(x, height, bottom=bottom, width=0.9, color=colour, label=label)
+            bottom += height
+        axes.set(xlabel=f"{len(rows)} cells, by total gap", ylabel="nats below log p(x)", xticks=[])
+        handles, names = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], names[::-1], loc="upper left")
+        axes.set_ylim(0, 1.05 * max(float(bottom.max()), 1e-12))
+    return figure

@@ -1,0 +1,130 @@
+"""Models on disk: safetensors for the weights, JSON for the rest; nothing that can execute."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pyro_scale.configuration import Configuration
+from pyro_scale.errors import ModelFileError
+from pyro_scale.programs import MixtureVAE
+
+__all__ = ["SCHEMA_VERSION", "Saved", "description", "load", "save"]
+
+SCHEMA_VERSION = 1
+_FILES = ("model.json", "peaks.json", "history.json", "weights.safetensors")
+
+
+class Saved(NamedTuple):
+    """What a folder holds."""
+
+    vae: MixtureVAE
+    configuration: Configuration
+    peak_names: pd.Index
+    history: pd.DataFrame
+
+
+def description(configuration: Configuration) -> dict[str, Any]:
+    """Configuration and versions, as plain values."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "versions": {name: version(name) for name in ("pyro-scale", "torch", "pyro-ppl")},
+        # None has no place in an h5ad: what is not set is left out.
+        "configuration": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in configuration.to_dict().items()
+            if value is not None
+        },
+    }
+
+
+def save(
+    directory: Path,
+    vae: MixtureVAE,
+    configuration: Configuration,
+    peak_names: pd.Index,
+    history: pd.DataFrame,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a model's folder: beside its place first, then moved there whole."""
+    if directory.exists() and any(directory.iterdir()) and not overwrite:
+        raise FileExistsError(f"{directory} is not empty; choose another folder or overwrite=True.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        (new / "model.json").write_text(json.dumps(description(configuration), indent=2))
+        (new / "peaks.json").write_text(json.dumps([str(name) for name in peak_names]))
+        (new / "history.json").write_text(history.reset_index().to_json(orient="records"))
+        weights = {name: tensor.cpu().contiguous() for name, tensor in vae.state_dict().items()}
+        save_file(weights, new / "weights.safetensors")
+        if directory.exists():
+            shutil.move(directory, Path(temporary) / "old")
+        os.replace(new, directory)
+
+
+def load(directory: Path) -> Saved:
+    """Read a model's folder, refusing what is not understood."""
+    missing = [name for name in _FILES if not (directory / name).is_file()]
+    if missing:
+        raise ModelFileError(
+            f"{directory} does not hold a saved model: {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing."
+        )
+    try:
+        model = json.loads((directory / "model.json").read_text())
+        peaks = json.loads((directory / "peaks.json").read_text())
+        history = json.loads((directory / "history.json").read_text())
+        weights = load_file(directory / "weights.safetensors")
+        schema = model["schema_version"]
+        options = dict(model["configuration"])
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelFileError(f"{directory} holds a damaged model: {error}") from error
+    if schema != SCHEMA_VERSION:
+        raise ModelFileError(
+            f"{directory} has schema version {schema!r}; this version reads {SCHEMA_VERSION}."
+        )
+    for name in ("hidden", "decoder_hidden"):
+        options[name] = tuple(options.get(name, ()))
+    try:
+        configuration = Configuration(**options)
+        vae = _empty_vae(configuration, len(peaks))
+        vae.load_state_dict(weights)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{directory}: the weights do not fit the model: {error}") from error
+    frame = pd.DataFrame(history)
+    return Saved(
+        vae,
+        configuration,
+        pd.Index(peaks, dtype=object),
+        frame.set_index("epoch") if "epoch" in frame else pd.DataFrame(),
+    )
+
+
+def _empty_vae(configuration: Configuration, n_peaks: int) -> MixtureVAE:
+    """Networks of the right shapes, to be overwritten."""
+    plain = configuration.preset == "plain"
+    with torch.random.fork_rng(devices=[]):
+        return MixtureVAE(
+            n_peaks,
+            configuration.n_components,
+            configuration.n_latent,
+            hidden=configuration.hidden,
+            decoder_hidden=configuration.decoder_hidden,
+            likelihood=configuration.likelihood,
+            layer_norm=not plain,
+            idf_p=None if plain else torch.zeros(n_peaks),
+            mean_log_depth=None if plain or not configuration.binary else 0.0,
+            classifier=configuration.formulation == "amortized",
+        )

@@ -1,0 +1,143 @@
+"""Run Lightning's Trainer, and leave the caller's process as it was."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+
+from pyro_scale.data import Counts, loader
+from pyro_scale.objectives import Row
+from pyro_scale.programs import MixtureVAE
+from pyro_scale.training.module import TrainingModule
+from pyro_scale.training.plan import TrainingPlan
+
+__all__ = ["fit"]
+
+logger = logging.getLogger(__name__)
+
+
+class _StopAtBest(EarlyStopping):
+    """Early stopping that looks only after the warm-up, and goes back to the best weights."""
+
+    def __init__(self, vae: MixtureVAE, plan: TrainingPlan) -> None:
+        patience = plan.patience if plan.early_stopping else plan.max_epochs
+        self.vae = vae
+        super().__init__("elbo_validation", mode="max", patience=patience, check_finite=False)
+        self.first_epoch = max(plan.n_warmup, plan.kl_warmup_epochs)
+        self.best_state: dict[str, torch.Tensor] | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.current_epoch < self.first_epoch:
+            return
+        super().on_validation_end(trainer, pl_module)
+        if self.wait_count == 0:
+            self.best_state = copy.deepcopy(self.vae.state_dict())
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.best_state is not None:
+            self.vae.load_state_dict(self.best_state)
+
+
+@contextmanager
+def _quiet_and_scoped(seed: int) -> Iterator[None]:
+    """The caller's random state, validation flag and log levels come back afterwards."""
+    lightning_log = logging.getLogger("lightning.pytorch")
+    level = lightning_log.level
+    cuda = list(range(torch.cuda.device_count()))
+    try:
+        with (
+            torch.random.fork_rng(devices=cuda),
+            pyro.validation_enabled(False),
+            warnings.catch_warnings(),
+        ):
+            lightning_log.setLevel(logging.WARNING)
+            # Minibatches are one CSR slice each: worker processes cost more than they save.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*fewer than the logging interval.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*treespec.*")
+            torch.manual_seed(seed)
+            yield
+    finally:
+        lightning_log.setLevel(level)
+
+
+def fit(
+    vae: MixtureVAE,
+    counts: Counts,
+    row: Row,
+    plan: TrainingPlan,
+    *,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    progress_bar: bool = True,
+    trainer_kwargs: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Train ``vae`` in place.
+
+    Parameters
+    ----------
+    vae
+        The parameters.
+    counts
+        The cells.
+    row
+        A supported row of the table.
+    plan
+        The settings.
+    accelerator, devices
+        As Lightning's Trainer; ``devices="auto"`` is one device.
+    progress_bar
+        Show one.
+    trainer_kwargs
+        Further arguments of Lightning's Trainer.
+
+    Returns
+    -------
+    DataFrame
+        The history, one row per epoch: phase, kl_weight, elbo_train and, where cells were
+        held out, elbo_validation (both in nats per cell).
+    """
+    if devices not in ("auto", 1, "1"):
+        raise ValueError(f"devices={devices!r}: training on several devices is not there yet.")
+    n_validation = int(plan.validation_size * counts.n_cells)
+    order = np.random.default_rng(plan.seed).permutation(counts.n_cells)
+    held_out, training = counts[np.sort(order[:n_validation])], counts[order[n_validation:]]
+    if training.n_cells < vae.n_components and plan.n_warmup > 0:
+        held_out, training, n_validation = counts[order[:0]], counts, 0
+    if n_validation == 0:
+        logger.info("no cells are held out: training runs for all %d epochs.", plan.max_epochs)
+
+    with _quiet_and_scoped(plan.seed):
+        module = TrainingModule(vae.train(), row, plan, training)
+        callbacks = [_StopAtBest(vae, plan)] if n_validation else []
+        options: dict[str, Any] = {
+            "accelerator": accelerator,
+            "devices": 1,
+            "max_epochs": plan.max_epochs,
+            "callbacks": callbacks,
+            "enable_progress_bar": progress_bar,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "logger": False,
+            "num_sanity_val_steps": 0,
+        }
+        options |= trainer_kwargs or {}
+        L.Trainer(**options).fit(
+            module,
+            loader(training, plan.batch_size, seed=plan.seed),
+            loader(held_out, plan.batch_size) if n_validation else None,
+        )
+    vae.eval()
+    return pd.DataFrame(module.history).set_index("epoch")

@@ -1,0 +1,137 @@
+"""The training loop's step, as a LightningModule around the objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from pyro_scale.data import Counts, loader
+from pyro_scale.objectives import Objective, Row
+from pyro_scale.programs import Cells, MixtureVAE
+from pyro_scale.training.initialise import components_from_means, standard_normal_prior
+from pyro_scale.training.plan import TrainingPlan
+
+__all__ = ["TrainingModule", "moments"]
+
+
+@torch.inference_mode()
+def moments(vae: MixtureVAE, counts: Counts, batch_size: int = 512) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(z|x) of every cell, each ``(n, d)``, in the cells' order."""
+    was_training = vae.training
+    vae.eval()
+    head = vae.encoder.loc.weight
+    pairs = [vae.encoder(cells.to(head)) for cells in loader(counts, batch_size)]
+    vae.train(was_training)
+    return torch.cat([loc for loc, _ in pairs]), torch.cat([var for _, var in pairs])
+
+
+class TrainingModule(L.LightningModule):
+    """Trains a row of the table: an N(0, I) warm-up, then the mixture.
+
+    Optimisation is manual because TraceGraph_ELBO and RenyiELBO call backward themselves;
+    every row goes through the same step.
+
+    Parameters
+    ----------
+    vae
+        The parameters to train, in place.
+    row
+        Which programs, under which estimator.
+    plan
+        The settings.
+    counts
+        The training cells, whose means the mixture starts from.
+    """
+
+    def __init__(self, vae: MixtureVAE, row: Row, plan: TrainingPlan, counts: Counts) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.vae, self.plan, self.counts = vae, plan, counts
+        self.objective = Objective(
+            vae, row.formulation, row.estimator, row.c, n_particles=plan.n_particles
+        )
+        warm_vae = vae.with_prior(standard_normal_prior(vae.n_latent))
+        self.warmup_objective = Objective(warm_vae, "collapsed", "Trace_ELBO")
+        self.history: list[dict[str, Any]] = []
+        self._sums: dict[str, float] = {}
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the prior is still N(0, I)."""
+        return self.current_epoch < self.plan.n_warmup
+
+    @property
+    def current_objective(self) -> Objective:
+        """The objective of this epoch."""
+        return self.warmup_objective if self.warming_up else self.objective
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam; weight decay on the networks' matrices only."""
+        prior = {id(p) for p in self.vae.prior.parameters()}
+        decayed = [p for p in self.vae.parameters() if p.ndim > 1 and id(p) not in prior]
+        rest = [p for p in self.vae.parameters() if p.ndim <= 1 or id(p) in prior]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": self.plan.weight_decay},
+            {"params": rest},
+        ]
+        return torch.optim.Adam(groups, lr=self.plan.lr, weight_decay=0.0, fused=True)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the mixture from the encoder's means when the warm-up is over."""
+        self._sums = {"loss": 0.0, "cells": 0.0, "loss_validation": 0.0, "cells_validation": 0.0}
+        if self.plan.n_warmup > 0 and self.current_epoch == self.plan.n_warmup:
+            loc_nd, var_nd = moments(self.vae, self.counts)
+            start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.plan.seed)
+            self.vae.prior.set_components(*start)
+
+    def training_step(self, cells: Cells, _: int) -> None:
+        """One step of Adam on the mean loss per cell."""
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        loss = self.current_objective.backward(
+            cells,
+            self.plan.kl_weight(self.current_epoch),
+            divide_by=cells.n_cells,
+            backward=self.manual_backward,
+        )
+        self.clip_gradients(
+            optimizer, gradient_clip_val=self.plan.gradient_clip, gradient_clip_algorithm="norm"
+        )
+        optimizer.step()
+        self._sums["loss"] += loss * cells.n_cells
+        self._sums["cells"] += cells.n_cells
+
+    def on_validation_epoch_start(self) -> None:
+        """The same draws at every validation, so that epochs can be compared."""
+        self._rng_state = torch.get_rng_state()
+        torch.manual_seed(self.plan.seed)
+
+    def validation_step(self, cells: Cells, _: int) -> None:
+        """The bound of held-out cells, at full KL weight."""
+        self._sums["loss_validation"] += self.current_objective.loss(cells)
+        self._sums["cells_validation"] += cells.n_cells
+
+    def on_validation_epoch_end(self) -> None:
+        """Give the random numbers back and publish the held-out bound."""
+        torch.set_rng_state(self._rng_state)
+        self.log("elbo_validation", self._mean("_validation"), prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Append this epoch to the history."""
+        elbo = self._mean("")
+        epoch = {
+            "epoch": self.current_epoch,
+            "phase": "warm-up" if self.warming_up else "mixture",
+            "kl_weight": self.plan.kl_weight(self.current_epoch),
+            "elbo_train": elbo,
+        }
+        if self._sums["cells_validation"]:
+            epoch["elbo_validation"] = self._mean("_validation")
+        self.history.append(epoch)
+        self.log("elbo_train", elbo, prog_bar=True)
+
+    def _mean(self, suffix: str) -> float:
+        return -self._sums[f"loss{suffix}"] / self._sums[f"cells{suffix}"]

@@ -1,0 +1,84 @@
+"""What training does, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["TrainingPlan"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The settings of one training run.
+
+    Attributes
+    ----------
+    max_epochs
+        Passes over the training cells, warm-up included.
+    warmup_epochs
+        The first epochs, with an N(0, I) prior in place of the mixture; at their end the
+        mixture starts from the encoder's means. None: three fifths of ``max_epochs``.
+    kl_warmup_epochs
+        Epochs over which the weight of the KL terms rises linearly to one.
+    batch_size
+        Cells per step.
+    lr, weight_decay
+        Of Adam; weight decay acts on the networks' weights alone, never on the prior.
+    gradient_clip
+        Largest norm of the gradient of the mean loss per cell.
+    validation_size
+        Share of cells held out; zero holds none out (then nothing stops early).
+    early_stopping, patience
+        After the warm-up, stop when the held-out bound has not risen for ``patience`` epochs,
+        and go back to the best weights.
+    n_particles
+        Samples per evaluation of the objective.
+    seed
+        Of everything that is random in training.
+    """
+
+    max_epochs: int = 200
+    warmup_epochs: int | None = None
+    kl_warmup_epochs: int = 20
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    gradient_clip: float = 10.0
+    validation_size: float = 0.1
+    early_stopping: bool = True
+    patience: int = 30
+    n_particles: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be meant."""
+        for name in ("max_epochs", "batch_size", "patience", "n_particles"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least one.")
+        for name in ("lr", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be above zero.")
+        if self.weight_decay < 0 or self.kl_warmup_epochs < 0:
+            raise ValueError("weight_decay and kl_warmup_epochs must not be negative.")
+        if not 0 <= self.validation_size < 1:
+            raise ValueError(
+                f"validation_size={self.validation_size!r} is a share of the cells: expected "
+                "a number from 0 (no held-out cells) to below 1."
+            )
+        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.max_epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} must be at least 0 and below "
+                f"max_epochs={self.max_epochs}."
+            )
+
+    @property
+    def n_warmup(self) -> int:
+        """Epochs with the N(0, I) prior."""
+        return 3 * self.max_epochs // 5 if self.warmup_epochs is None else self.warmup_epochs
+
+    def kl_weight(self, epoch: int) -> float:
+        """Weight of the KL terms in an epoch: above zero, and one after the KL warm-up."""
+        if epoch >= self.kl_warmup_epochs:
+            return 1.0
+        return (epoch + 1) / self.kl_warmup_epochs
