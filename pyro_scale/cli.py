@@ -56,6 +56,7 @@ def _told() -> Iterator[None]:
     """Log to the terminal, and turn a user's mistake into one clear message."""
     handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     logger = logging.getLogger("pyro_scale")
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -65,6 +66,12 @@ def _told() -> Iterator[None]:
         raise typer.Exit(1) from error
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _say(line: str) -> None:
+    """Print a line that holds a path: whole, and as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _read(path: Path) -> AnnData:
@@ -107,7 +114,7 @@ def _run(
         scores = cluster_scores(result.obs[label], result.obs["scale_cluster"])
         told = ", ".join(f"{name.upper()} {value:.3f}" for name, value in scores.items())
         console.print(f"against obs[{label!r}] (not used in training): {told}", markup=False)
-    console.print(f"done in {time.perf_counter() - started:.0f} s; in {output}/:")
+    _say(f"done in {time.perf_counter() - started:.0f} s; in {output}/:")
     console.print('  adata.h5ad  obsm["X_scale"], obsm["scale_responsibilities"],', markup=False)
     console.print('              obs["scale_cluster"], uns["scale"]', markup=False)
     console.print("  scale.png, scale.pdf  the figure")
@@ -120,6 +127,8 @@ def _results(output: Path) -> list[str]:
 
 
 def _refuse_existing(output: Path, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is a file; choose a folder with -o.")
     found = _results(output)
     if found and not overwrite:
         raise FileExistsError(
@@ -170,7 +179,7 @@ def run(
     Example: pyro-scale run cells.h5ad -k 8 -o result
     """
     with _told():
-        console.print(f"output folder {output}, seed {seed}")
+        _say(f"output folder {output}, seed {seed}")
         _refuse_existing(output, overwrite)
         adata = _read(file)
         if label is not None and label not in adata.obs:
@@ -234,6 +243,15 @@ def _progress(rows: Iterable[Row]) -> Iterable[Row]:
     return track(list(rows), "comparing", console=Console(stderr=True), transient=True)
 
 
+def _refuse_unwritable(json: Path | None, plot: Path | None) -> None:
+    """Before the work, not after it."""
+    for path in (json, plot):
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; make it.")
+    if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--plot {plot.name}: expected a name that ends in .png, .pdf or .svg.")
+
+
 def _compare(
     model: ps.SCALE, n_cells: int, n_samples: int, seed: int, json: Path | None, plot: Path | None
 ) -> None:
@@ -241,10 +259,10 @@ def _compare(
     _show(table)
     if json is not None:
         table.to_json(json)
-        console.print(f"wrote {json}")
+        _say(f"wrote {json}")
     if plot is not None:
         table.plot().savefig(plot)
-        console.print(f"wrote {plot}")
+        _say(f"wrote {plot}")
     if any(row.holds is False for row in table.rows):
         raise typer.Exit(2)
 
@@ -255,7 +273,7 @@ def compare(
     n_components: K = 8,
     seed: Seed = 0,
     n_cells: Annotated[int, typer.Option(help="Cells to compare on.")] = 48,
-    n_samples: Annotated[int, typer.Option(help="Draws per row.")] = 40,
+    n_samples: Annotated[int, typer.Option(help="Draws per row.")] = 32,
     layer: Layer = None,
     likelihood: Likelihood = "bernoulli",
     json: Annotated[Path | None, typer.Option(help="Write rows and reasons here.")] = None,
@@ -268,6 +286,7 @@ def compare(
     """
     with _told():
         console.print(f"seed {seed}")
+        _refuse_unwritable(json, plot)
         adata = filter_cells(_read(file), min_peaks=1, layer=layer)
         model = ps.SCALE(
             adata,
@@ -284,14 +303,14 @@ def compare(
 def demo(output: Out = Path("scale_output"), seed: Seed = 0, overwrite: Overwrite = False) -> None:
     """Simulate cells, train on them, and compare the objectives: about two minutes."""
     with _told():
-        console.print(f"output folder {output}, seed {seed}")
+        _say(f"output folder {output}, seed {seed}")
         _refuse_existing(output, overwrite)
         adata = ps.simulate(n_cells=1000, n_peaks=3000, n_clusters=5, seed=seed)
         console.print(f"simulated {adata.n_obs} cells x {adata.n_vars} peaks in 5 clusters")
         model = ps.SCALE(adata, 5, hidden=(256, 128), seed=seed)
         _run(adata, model, output, overwrite, "cell_type", epochs=80)
         plain = ps.SCALE(adata, 5, hidden=(256, 128), preset="plain", seed=seed)
-        _compare(plain, 48, 40, seed, output / "comparison.json", output / "comparison.png")
+        _compare(plain, 48, 32, seed, output / "comparison.json", output / "comparison.png")
 
 
 def main() -> None:

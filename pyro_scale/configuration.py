@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 from pyro_scale.objectives import Row, find_row
 from pyro_scale.programs import LikelihoodName, Treatment
 
 __all__ = ["Configuration"]
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,21 @@ class Configuration:
         """Refuse what cannot be meant."""
         for name in ("n_components", "n_latent"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not _whole(value) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least one.")
+            object.__setattr__(self, name, int(value))  # numpy's integers are not JSON
         for name in ("hidden", "decoder_hidden"):
             widths = getattr(self, name)
-            if any(not isinstance(width, int) or width < 1 for width in widths):
-                raise ValueError(f"{name}={widths!r} must be widths of at least one.")
+            if not isinstance(widths, (tuple, list)) or not all(
+                _whole(width) and width >= 1 for width in widths
+            ):
+                raise ValueError(
+                    f"{name}={widths!r} must be a tuple of widths of at least one, such as (64,)."
+                )
+            object.__setattr__(self, name, tuple(int(width) for width in widths))
+        if not _whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed!r} must be a whole number from 0 to 2**32 - 1.")
+        object.__setattr__(self, "seed", int(self.seed))
         if self.likelihood not in ("bernoulli", "poisson"):
             raise ValueError(
                 f"likelihood={self.likelihood!r} is not known; choose 'bernoulli' or 'poisson'."

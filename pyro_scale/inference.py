@@ -68,6 +68,9 @@ def responsibilities(
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r} is not known; choose one of {', '.join(get_args(Kind))}.")
 
+    if n_samples < 1:
+        raise ValueError(f"n_samples={n_samples} must be at least one.")
+
     def one(cells: Cells, generator: torch.Generator) -> Tensor:
         if kind == "amortized":
             return vae.log_q_c(cells).exp()

@@ -58,15 +58,24 @@ def save(
     overwrite: bool,
 ) -> None:
     """Write a model's folder: beside its place first, then moved there whole."""
-    if directory.exists() and any(directory.iterdir()) and not overwrite:
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; choose a folder to save the model in.")
+    found = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if found and not overwrite:
         raise FileExistsError(f"{directory} is not empty; choose another folder or overwrite=True.")
+    if others := sorted(found.difference(_FILES)):
+        raise FileExistsError(
+            f"{directory} holds {others[0]!r}, which is not part of a model and would be lost; "
+            "choose another folder."
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
         (new / "model.json").write_text(json.dumps(description(configuration), indent=2))
         (new / "peaks.json").write_text(json.dumps([str(name) for name in peak_names]))
-        (new / "history.json").write_text(history.reset_index().to_json(orient="records"))
+        records = history.reset_index().to_dict("records")  # to_json would round
+        (new / "history.json").write_text(json.dumps(records))
         weights = {name: tensor.cpu().contiguous() for name, tensor in vae.state_dict().items()}
         save_file(weights, new / "weights.safetensors")
         if directory.exists():
@@ -95,15 +104,13 @@ def load(directory: Path) -> Saved:
         raise ModelFileError(
             f"{directory} has schema version {schema!r}; this version reads {SCHEMA_VERSION}."
         )
-    for name in ("hidden", "decoder_hidden"):
-        options[name] = tuple(options.get(name, ()))
     try:
         configuration = Configuration(**options)
         vae = _empty_vae(configuration, len(peaks))
         vae.load_state_dict(weights)
+        frame = pd.DataFrame.from_records(history)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{directory}: the weights do not fit the model: {error}") from error
-    frame = pd.DataFrame(history)
+        raise ModelFileError(f"{directory}: the files do not fit each other: {error}") from error
     return Saved(
         vae,
         configuration,

@@ -104,8 +104,8 @@ class SCALE:
             c,
             likelihood,
             preset,
-            tuple(hidden),
-            tuple(decoder_hidden),
+            hidden,
+            decoder_hidden,
             layer,
             seed,
         )
@@ -116,11 +116,11 @@ class SCALE:
                 "at most one component per cell."
             )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(self.configuration.seed)
             vae = build_vae(
                 counts,
-                n_components,
-                n_latent,
+                self.configuration.n_components,
+                self.configuration.n_latent,
                 hidden=self.configuration.hidden,
                 decoder_hidden=self.configuration.decoder_hidden,
                 likelihood=likelihood,
@@ -208,7 +208,8 @@ class SCALE:
         """
         if adata is None:
             return self._counts
-        if isinstance(adata, AnnData) and not adata.var_names.equals(self.peak_names):
+        named = isinstance(adata, AnnData) and adata.var_names.is_unique  # else as_counts refuses
+        if named and not adata.var_names.equals(self.peak_names):
             missing = self.peak_names.difference(adata.var_names)
             if len(missing):
                 raise DataError(
@@ -352,7 +353,8 @@ class SCALE:
         Raises
         ------
         FileExistsError
-            If the folder has something in it and ``overwrite`` is false.
+            If the folder has something in it and ``overwrite`` is false, or something that is
+            not part of a saved model.
         """
         saving.save(
             Path(directory),

@@ -6,7 +6,7 @@ r"""The ladder of bounds below log p(x), each gap computed twice.
     L_{mf}(g^*) - L_{mf}(\bar g) &= KL(\bar g \,\|\, g^*) \\
     L_{mf}(\bar g) - E[L_{SCALE}] &= E_q KL(\gamma(z) \,\|\, \bar g)
 
-The left sides are differences of bounds, the right sides divergences; they are integrated by
+The left sides are differences of bounds, the right sides divergences. They are integrated by
 different rules (D <= 2) or over different draws (D > 2), so that their agreement says
 something. See ``derivations/``.
 """

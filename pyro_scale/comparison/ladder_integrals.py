@@ -14,6 +14,7 @@ from pyro_scale.comparison.quadrature import (
     Rule,
     converge,
     gauss_hermite,
+    legendre,
     posterior_mode,
     trapezoid,
 )
@@ -23,6 +24,7 @@ from pyro_scale.programs import Cells, MixtureVAE
 __all__ = ["Rungs", "by_monte_carlo", "by_quadrature"]
 
 _TOLERANCE = 1e-10
+_TINY = 1e-300  # below it gbar counts as it
 _AT_ONCE = 2e7  # decoder outputs held at a time
 
 
@@ -74,27 +76,48 @@ def _nodes(rule: Rule, loc_nd: Tensor, root_ndd: Tensor) -> tuple[Tensor, Tensor
     return z_mnd, rule.log_w_m[:, None] + torch.linalg.slogdet(root_ndd).logabsdet
 
 
-def _log_lik(vae: MixtureVAE, cells: Cells, z_mnd: Tensor) -> Tensor:
+def _log_lik(vae: MixtureVAE, cells: Cells, at: Point, z_mnd: Tensor) -> Tensor:
     """log p(x|z) at many z, ``(m, n)``, a few at a time."""
     at_once = max(1, int(_AT_ONCE / cells.x_np.numel()))
-    return torch.cat([evaluate(vae, cells, z).log_lik_n for z in z_mnd.split(at_once)])
+    moments = (at.loc_nd, at.var_nd)
+    return torch.cat(
+        [evaluate(vae, cells, z, moments=moments).log_lik_n for z in z_mnd.split(at_once)]
+    )
+
+
+def by_quadrature(vae: MixtureVAE, cells: Cells) -> Rungs:
+    """The rungs for D <= 2, cell by cell, each with its own number of nodes.
+
+    Differences of bounds are integrated by Gauss's rules under q(z|x) (Hermite for the
+    likelihood, which is smooth over q; Legendre in panels for the mixture, whose p(c|z) may be
+    too steep for Hermite), divergences by the trapezoidal rule. log p(x) is integrated around the
+    *true posterior's* mode by both: one enters the difference, the other the divergence.
+    """
+    parts = [
+        _one_cell(vae, Cells(*(tensor[n : n + 1] for tensor in cells)))
+        for n in range(cells.n_cells)
+    ]
+
+    def column(groups: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(values) for values in zip(*groups, strict=True))
+
+    return Rungs(
+        log_px=torch.cat([part.log_px for part in parts]),
+        bounds=column([part.bounds for part in parts]),
+        divergences=column([part.divergences for part in parts]),
+        errors=column([part.errors for part in parts]),
+        extra={},
+    )
 
 
 @torch.no_grad()
-def by_quadrature(vae: MixtureVAE, cells: Cells) -> Rungs:
-    """The rungs for D <= 2.
-
-    Differences of bounds are integrated by Gauss-Hermite under q(z|x), divergences by the
-    trapezoidal rule under q(z|x). log p(x) is integrated around the *true posterior's* mode,
-    once by each rule: one enters the difference, the other the divergence.
-    """
+def _one_cell(vae: MixtureVAE, cells: Cells) -> Rungs:
     d = vae.n_latent
     loc_nd, var_nd = vae.encoder(cells)
-    at = evaluate(vae, cells, loc_nd)
+    at = evaluate(vae, cells, loc_nd, moments=(loc_nd, var_nd))
     root_q = torch.diag_embed(var_nd.sqrt())
     e_nk = at.log_pi_k + at.expected_log_p_z_given_c_nk
     log_g_star_nk = at.log_g_star_nk
-    entropy_n = terms.entropy_z(var_nd)
 
     def under_q(rule: Rule) -> tuple[_Mixture, Tensor, Tensor]:
         z_mnd, log_w_mn = _nodes(rule, loc_nd, root_q)
@@ -105,22 +128,21 @@ def by_quadrature(vae: MixtureVAE, cells: Cells) -> Rungs:
         return (weight_mn.unsqueeze(-1) * m.log_gamma_mnk.exp()).sum(0)
 
     def bounds(n: int) -> Tensor:
-        m, weight_mn, _ = under_q(gauss_hermite(n, d))
+        m, weight_mn, _ = under_q(legendre(n, d))
         gbar_nk = average_gamma(m, weight_mn)
-        gamma_mnk = m.log_gamma_mnk.exp()
-        scale_n = (weight_mn * (gamma_mnk * (e_nk - m.log_gamma_mnk)).sum(-1)).sum(0)
+        scale_mn = (m.log_gamma_mnk.exp() * (e_nk - m.log_gamma_mnk)).sum(-1)
         return torch.stack(
             [
                 (weight_mn * m.log_p_z_mn).sum(0),
                 e_nk.logsumexp(-1),
-                (gbar_nk * (e_nk - gbar_nk.log())).sum(-1),
-                scale_n,
+                (gbar_nk * e_nk - torch.xlogy(gbar_nk, gbar_nk)).sum(-1),
+                (weight_mn * scale_mn).sum(0),
             ]
         )
 
     def divergences(n: int) -> Tensor:
         m, weight_mn, _ = under_q(trapezoid(n, d))
-        log_gbar_nk = average_gamma(m, weight_mn).log()
+        log_gbar_nk = average_gamma(m, weight_mn).clamp_min(_TINY).log()
         return torch.stack(
             [
                 (weight_mn * _kl(log_g_star_nk, m.log_gamma_mnk)).sum(0),
@@ -130,12 +152,10 @@ def by_quadrature(vae: MixtureVAE, cells: Cells) -> Rungs:
         )
 
     def log_joint(z_mnd: Tensor) -> Tensor:
-        return _log_lik(vae, cells, z_mnd) + _mixture(at, z_mnd).log_p_z_mn
+        return _log_lik(vae, cells, at, z_mnd) + _mixture(at, z_mnd).log_p_z_mn
 
     with torch.enable_grad():
-        mode_nd, root_ndd = posterior_mode(
-            lambda z: evaluate(vae, cells, z).log_lik_n + _mixture(at, z).log_p_z_mn, loc_nd
-        )
+        mode_nd, root_ndd = posterior_mode(lambda z: log_joint(z.unsqueeze(0))[0], loc_nd)
 
     def log_px(rule: Callable[[int, int], Rule]) -> Callable[[int], Tensor]:
         def integrate(n: int) -> Tensor:
@@ -146,28 +166,28 @@ def by_quadrature(vae: MixtureVAE, cells: Cells) -> Rungs:
 
     def expected_log_lik(n: int) -> Tensor:
         _, weight_mn, z_mnd = under_q(gauss_hermite(n, d))
-        return (weight_mn * _log_lik(vae, cells, z_mnd)).sum(0)
+        return (weight_mn * _log_lik(vae, cells, at, z_mnd)).sum(0)
 
     def cross_entropy(n: int) -> Tensor:
         m, weight_mn, z_mnd = under_q(trapezoid(n, d))
         log_q_mn = terms.log_q_z(z_mnd, loc_nd, var_nd)
-        log_joint_mn = _log_lik(vae, cells, z_mnd) + m.log_p_z_mn
+        log_joint_mn = _log_lik(vae, cells, at, z_mnd) + m.log_p_z_mn
         return (weight_mn * (log_q_mn - log_joint_mn)).sum(0)
 
-    bounds_4n, bounds_change = converge(bounds, 16, 256, _TOLERANCE)
-    divergences_3n, divergences_change = converge(divergences, 33, 528, _TOLERANCE)
-    log_px_n, log_px_change = converge(log_px(trapezoid), 33, 132, _TOLERANCE)
-    log_z_n, log_z_change = converge(log_px(gauss_hermite), 12, 48, _TOLERANCE)
-    r_n, r_change = converge(expected_log_lik, 12, 48, _TOLERANCE)
-    cross_n, cross_change = converge(cross_entropy, 33, 132, _TOLERANCE)
-    above = torch.cat([bounds_change[:1], bounds_change[:-1]])
+    most = 512 if d == 2 else 8192  # nodes per dimension
+    bounds_4n, bounds_change = converge(bounds, 32, most, _TOLERANCE)
+    divergences_3n, divergences_change = converge(divergences, 33, most, _TOLERANCE)
+    log_px_n, log_px_change = converge(log_px(trapezoid), 33, most, _TOLERANCE)
+    log_z_n, log_z_change = converge(log_px(legendre), 32, most, _TOLERANCE)
+    r_n, r_change = converge(expected_log_lik, 12, 96, _TOLERANCE)
+    cross_n, cross_change = converge(cross_entropy, 33, most, _TOLERANCE)
     return Rungs(
         log_px=log_px_n,
-        bounds=tuple(r_n + entropy_n + bounds_4n),
+        bounds=tuple(r_n + terms.entropy_z(var_nd) + bounds_4n),
         divergences=(cross_n + log_z_n, *divergences_3n),
         errors=(
             log_px_change + log_z_change + r_change + cross_change + bounds_change[0],
-            *(above + bounds_change)[1:] + divergences_change,
+            *(bounds_change[:-1] + bounds_change[1:] + divergences_change),
         ),
         extra={},
     )
@@ -192,11 +212,12 @@ def by_monte_carlo(vae: MixtureVAE, cells: Cells, n_samples: int) -> Rungs:
     # First set of draws: the bounds, and log p(x) by importance weighting.
     z_snd = draws()
     m = _mixture(at, z_snd)
-    log_lik_sn = _log_lik(vae, cells, z_snd)
+    log_lik_sn = _log_lik(vae, cells, at, z_snd)
     gamma_snk = m.log_gamma_mnk.exp()
     gbar_nk = gamma_snk.mean(0)
     scale_sn = (gamma_snk * (e_nk - m.log_gamma_mnk)).sum(-1)
-    averaged_sn = (gamma_snk * (e_nk - gbar_nk.log())).sum(-1)  # its mean is L_mf(gbar)'s part
+    # its mean is L_mf(gbar)'s part
+    averaged_sn = (gamma_snk * (e_nk - gbar_nk.clamp_min(_TINY).log())).sum(-1)
     log_w_sn = log_lik_sn + m.log_p_z_mn - terms.log_q_z(z_snd, loc_nd, var_nd)
     _, khat = array_stats.psislw(log_w_sn.T.numpy(), axis=-1)
     common_n = log_lik_sn.mean(0) + entropy_n
@@ -204,12 +225,12 @@ def by_monte_carlo(vae: MixtureVAE, cells: Cells, n_samples: int) -> Rungs:
     # Second set: the divergences.
     other = _mixture(at, draws())
     other_gamma_snk = other.log_gamma_mnk.exp()
-    log_gbar_nk = other_gamma_snk.mean(0).log()
+    log_gbar_nk = other_gamma_snk.mean(0).clamp_min(_TINY).log()
     kl_optimal_sn = _kl(log_g_star_nk.expand_as(other.log_gamma_mnk), other.log_gamma_mnk)
     kl_scale_sn = _kl(other.log_gamma_mnk, log_gbar_nk.expand_as(other.log_gamma_mnk))
     influence_sn = (other_gamma_snk * (log_gbar_nk - log_g_star_nk)).sum(-1)
     both_nk = (gbar_nk + log_gbar_nk.exp()) / 2  # gbar from twice the draws
-    doubled_n = _kl(both_nk.log(), log_g_star_nk)
+    doubled_n = _kl(both_nk.clamp_min(_TINY).log(), log_g_star_nk)
 
     missing = torch.full_like(entropy_n, torch.nan)
     return Rungs(

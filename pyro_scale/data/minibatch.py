@@ -56,10 +56,18 @@ def loader(counts: Counts, batch_size: int, *, seed: int | None = None) -> DataL
     """Minibatches of about ``batch_size`` cells: shuffled each epoch if a seed is given.
 
     Fewer cells than ``batch_size`` make one batch; no cell is dropped.
+
+    Raises
+    ------
+    ValueError
+        If ``batch_size`` is below one.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least one.")
     generator = None if seed is None else np.random.default_rng(seed)
     return DataLoader(
         _Minibatches(counts),
         sampler=_Batches(counts.n_cells, batch_size, generator),
         batch_size=None,
+        generator=torch.Generator(),  # otherwise each pass draws from the caller's
     )

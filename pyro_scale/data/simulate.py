@@ -65,7 +65,7 @@ def simulate(
     Raises
     ------
     ValueError
-        For a size below one, more clusters than cells, or a share outside (0, 1).
+        For a size below one, more clusters than cells, or another number out of range.
 
     Examples
     --------
@@ -81,6 +81,11 @@ def simulate(
     if not (0 < density < 1 and 0 <= marker_fraction <= 1):
         raise ValueError(
             f"density={density} must lie in (0, 1) and marker_fraction={marker_fraction} in [0, 1]."
+        )
+    if not (fold > 0 and concentration > 0 and depth_sd >= 0):
+        raise ValueError(
+            f"fold={fold} and concentration={concentration} must be above zero, and "
+            f"depth_sd={depth_sd} not below."
         )
     rng = np.random.default_rng(seed)
     share_k = rng.dirichlet(np.full(n_clusters, concentration))
@@ -104,8 +109,9 @@ def simulate(
         rate_np = time * depth_n[block, None] * rate_kp[cluster_n[block]]
         rows.append(sparse.csr_matrix(rng.poisson(rate_np).astype(np.uint16)))
     x = sparse.vstack(rows, format="csr")
-    for cell in np.flatnonzero(np.diff(x.indptr) == 0):  # a cell has at least one open peak
-        x[cell, rng.choice(n_peaks, p=background_p / background_p.sum())] = 1
+    empty = np.flatnonzero(np.diff(x.indptr) == 0)  # a cell has at least one open peak
+    opened = rng.choice(n_peaks, len(empty), p=background_p / background_p.sum())
+    x = x + sparse.csr_matrix((np.ones(len(empty), np.uint16), (empty, opened)), shape=x.shape)
     if not counts:
         x.data = np.ones_like(x.data, dtype=np.uint8)
         x = x.astype(np.uint8)

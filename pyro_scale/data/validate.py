@@ -129,7 +129,8 @@ def _to_csr(x: Any) -> sparse.csr_matrix:
     matrix: Any = x if sparse.issparse(x) else np.asarray(x)
     if matrix.dtype.kind not in "biuf":
         raise DataError(f"the matrix has dtype {matrix.dtype}; expected real numbers.")
-    csr = sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        csr = sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
     csr.sum_duplicates()
     csr.eliminate_zeros()
     return csr

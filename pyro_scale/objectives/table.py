@@ -74,8 +74,9 @@ class Row:
 
 
 _SCORE = (
-    "RenyiELBO leaves out the score-function term of a sampled c whose weight depends on c "
-    "(pyro-ppl/pyro issue 1222): its gradient is biased"
+    "at alpha = 0 RenyiELBO leaves out the score-function term of a sampled c and the gradient "
+    "of -log q(c) (see pyro-ppl/pyro issue 1222): where the weight depends on c, its gradient is "
+    "biased (derivations, D07.2 and D07.3)"
 )
 _AT_Z = "exact per sample against the twin that keeps z's log-densities sampled"
 

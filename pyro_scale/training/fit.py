@@ -33,7 +33,13 @@ class _StopAtBest(EarlyStopping):
     def __init__(self, vae: MixtureVAE, plan: TrainingPlan) -> None:
         patience = plan.patience if plan.early_stopping else plan.max_epochs
         self.vae = vae
-        super().__init__("elbo_validation", mode="max", patience=patience, check_finite=False)
+        super().__init__(
+            "elbo_validation",
+            mode="max",
+            patience=patience,
+            check_finite=False,
+            check_on_train_epoch_end=False,  # otherwise on_validation_end does not look at all
+        )
         self.first_epoch = max(plan.n_warmup, plan.kl_warmup_epochs)
         self.best_state: dict[str, torch.Tensor] | None = None
 
@@ -101,16 +107,25 @@ def fit(
     progress_bar
         Show one.
     trainer_kwargs
-        Further arguments of Lightning's Trainer.
+        Further arguments of Lightning's Trainer; callbacks are added to our own.
 
     Returns
     -------
     DataFrame
         The history, one row per epoch: phase, kl_weight, elbo_train and, where cells were
         held out, elbo_validation (both in nats per cell).
+
+    Raises
+    ------
+    ValueError
+        If several devices or nodes are asked for.
     """
-    if devices not in ("auto", 1, "1"):
-        raise ValueError(f"devices={devices!r}: training on several devices is not there yet.")
+    given = {"devices": devices, "num_nodes": 1, **(trainer_kwargs or {})}
+    if given["devices"] not in ("auto", 1, "1") or given["num_nodes"] != 1:
+        raise ValueError(
+            f"devices={given['devices']!r}, num_nodes={given['num_nodes']!r}: training on several "
+            "devices is not there yet; leave both out."
+        )
     n_validation = int(plan.validation_size * counts.n_cells)
     order = np.random.default_rng(plan.seed).permutation(counts.n_cells)
     held_out, training = counts[np.sort(order[:n_validation])], counts[order[n_validation:]]
@@ -121,20 +136,19 @@ def fit(
 
     with _quiet_and_scoped(plan.seed):
         module = TrainingModule(vae.train(), row, plan, training)
-        callbacks = [_StopAtBest(vae, plan)] if n_validation else []
+        callbacks = given.pop("callbacks", None) or []
+        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
         options: dict[str, Any] = {
             "accelerator": accelerator,
-            "devices": 1,
             "max_epochs": plan.max_epochs,
-            "callbacks": callbacks,
+            "callbacks": [_StopAtBest(vae, plan), *callbacks] if n_validation else callbacks,
             "enable_progress_bar": progress_bar,
             "enable_model_summary": False,
             "enable_checkpointing": False,
             "logger": False,
             "num_sanity_val_steps": 0,
         }
-        options |= trainer_kwargs or {}
-        L.Trainer(**options).fit(
+        L.Trainer(**options | given | {"devices": 1}).fit(
             module,
             loader(training, plan.batch_size, seed=plan.seed),
             loader(held_out, plan.batch_size) if n_validation else None,

@@ -16,6 +16,8 @@ from pyro_scale.training.plan import TrainingPlan
 
 __all__ = ["TrainingModule", "moments"]
 
+_SUMS = ("loss", "cells", "loss_validation", "cells_validation")
+
 
 @torch.inference_mode()
 def moments(vae: MixtureVAE, counts: Counts, batch_size: int = 512) -> tuple[Tensor, Tensor]:
@@ -56,7 +58,7 @@ class TrainingModule(L.LightningModule):
         warm_vae = vae.with_prior(standard_normal_prior(vae.n_latent))
         self.warmup_objective = Objective(warm_vae, "collapsed", "Trace_ELBO")
         self.history: list[dict[str, Any]] = []
-        self._sums: dict[str, float] = {}
+        self._sums = dict.fromkeys(_SUMS, 0.0)
 
     @property
     def warming_up(self) -> bool:
@@ -81,7 +83,7 @@ class TrainingModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the mixture from the encoder's means when the warm-up is over."""
-        self._sums = {"loss": 0.0, "cells": 0.0, "loss_validation": 0.0, "cells_validation": 0.0}
+        self._sums = dict.fromkeys(_SUMS, 0.0)
         if self.plan.n_warmup > 0 and self.current_epoch == self.plan.n_warmup:
             loc_nd, var_nd = moments(self.vae, self.counts)
             start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.plan.seed)
@@ -107,6 +109,8 @@ class TrainingModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """The same draws at every validation, so that epochs can be compared."""
         self._rng_state = torch.get_rng_state()
+        on_cuda = self.device.type == "cuda"
+        self._cuda_rng_state = torch.cuda.get_rng_state(self.device) if on_cuda else None
         torch.manual_seed(self.plan.seed)
 
     def validation_step(self, cells: Cells, _: int) -> None:
@@ -117,6 +121,8 @@ class TrainingModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Give the random numbers back and publish the held-out bound."""
         torch.set_rng_state(self._rng_state)
+        if self._cuda_rng_state is not None:
+            torch.cuda.set_rng_state(self._cuda_rng_state, self.device)
         self.log("elbo_validation", self._mean("_validation"), prog_bar=True)
 
     def on_train_epoch_end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 __all__ = ["TrainingPlan"]
 
@@ -54,8 +55,10 @@ class TrainingPlan:
         """Refuse settings that cannot be meant."""
         for name in ("max_epochs", "batch_size", "patience", "n_particles"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least one.")
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed!r} must be a whole number from 0 to 2**32 - 1.")
         for name in ("lr", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above zero.")

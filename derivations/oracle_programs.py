@@ -1,0 +1,154 @@
+"""Toy programs for the derivations, and the published code beside them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from oracle import Array, Models, mean_under_q
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_scale.objectives import Point, Terms
+from pyro_scale.programs import Cells, MixtureVAE
+
+
+def toy(
+    *,
+    likelihood: str = "bernoulli",
+    classifier: bool = False,
+    n: int = 4,
+    d: int = 2,
+    seed: int = 1,
+) -> tuple[MixtureVAE, Cells]:
+    """A small model away from every symmetry, and n cells: K = 3, P = 8."""
+    torch.manual_seed(seed)
+    vae = MixtureVAE(8, 3, d, hidden=(6,), likelihood=likelihood, classifier=classifier)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+        vae.prior.loc_kd.copy_(1.5 * torch.randn(3, d))
+    x_np = (torch.rand(n, 8) < 0.4).double()
+    x_np[:, 0] = 1.0
+    if likelihood == "poisson":
+        x_np = torch.poisson(1 + 3 * torch.rand(n, 8))
+    return vae, Cells.from_counts(x_np)
+
+
+def repeat(cells: Cells, times: int) -> Cells:
+    """Each cell ``times`` times: one evaluation is then an average over as many samples of z."""
+    return Cells(*(tensor.repeat(times, *[1] * (tensor.dim() - 1)) for tensor in cells))
+
+
+def models_of(vae: MixtureVAE, cells: Cells) -> Models:
+    """The same model and cells as the oracle takes them."""
+    with torch.no_grad():
+        loc_nd, var_nd = vae.encoder(cells)
+        peaks, prior, n = vae.likelihood.peaks, vae.prior, cells.n_cells
+
+        def per_cell(tensor: Tensor) -> Array:
+            return np.repeat(tensor.numpy()[None], n, 0)
+
+        return Models(
+            *map(per_cell, (prior.log_pi_k.exp(), prior.loc_kd, prior.var_kd)),
+            *map(per_cell, (peaks.weight, peaks.bias)),
+            *(tensor.numpy() for tensor in (cells.x_np, loc_nd, var_nd)),
+            likelihood="poisson" if "Poisson" in type(vae.likelihood).__name__ else "bernoulli",
+        )
+
+
+def expected_terms(models: Models, closed_form: Callable[[Point], Terms]) -> Array:
+    """A closed form's five terms in expectation over z ~ q(z|x), ``(5, n)``, by quadrature."""
+
+    def at_nodes(at: Any) -> Array:
+        columns = torch.broadcast_tensors(*closed_form(models.point(at.z_snd)))
+        return np.broadcast_to(torch.stack(columns, -1), (*at.z_snd.shape[:2], 5))
+
+    return mean_under_q(models, at_nodes).T
+
+
+class Watch(Messenger):
+    """Remembers the values of a site, so that a closed form can be evaluated at the same z."""
+
+    def __init__(self, name: str = "z") -> None:
+        super().__init__()
+        self.name = name
+        self.values: list[Tensor] = []
+
+    @property
+    def value(self) -> Tensor | None:
+        """The last value; None for a site that did not occur."""
+        return self.values[-1] if self.values else None
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] != self.name or msg["is_observed"]:
+            return
+        # The model replays the guide's value: the same object a second time.
+        if not any(msg["value"] is seen for seen in self.values):
+            self.values.append(msg["value"])
+
+
+def gradients(loss: Tensor, vae: MixtureVAE) -> dict[str, Tensor]:
+    """The gradient of every named parameter; zeros where it has none."""
+    names, parameters = zip(*vae.named_parameters(), strict=True)
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    pairs = zip(names, parameters, grads, strict=True)
+    return {name: torch.zeros_like(p) if g is None else g for name, p, g in pairs}
+
+
+def gradient_error(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest relative difference of two gradients over all named parameters."""
+    largest = max(float(g.abs().max()) for g in b.values())
+    return max(
+        float((a[name] - b[name]).abs().max()) / max(float(b[name].abs().max()), 1e-6 * largest)
+        for name in b
+    )
+
+
+def published(module: str) -> ModuleType:
+    """``scale.<module>`` of PyPI ``scale`` 1.1.2 (``loss`` or ``model``).
+
+    Imported under a name of its own and without the package's ``__init__``, which needs names
+    that NumPy 2 no longer has. The arithmetic is untouched.
+    """
+    name = "published_scale"
+    if name not in sys.modules:
+        origin = importlib.util.find_spec("scale")
+        assert origin is not None, "pip install --no-deps scale==1.1.2"
+        package = ModuleType(name)
+        package.__path__ = list(origin.submodule_search_locations or [])
+        sys.modules[name] = package
+    return importlib.import_module(f"{name}.{module}")
+
+
+def published_model(pi_k: Tensor, loc_kd: Tensor, var_kd: Tensor) -> Any:
+    """The published SCALE module with these prior parameters, which stay part of the graph."""
+    k, d = loc_kd.shape
+    model = published("model").SCALE([4, d, [3], []], n_centroids=k)
+    for name, value in (("pi", pi_k), ("mu_c", loc_kd.T), ("var_c", var_kd.T)):
+        del model._parameters[name]
+        setattr(model, name, value)
+    return model
+
+
+def local_variables(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """What a function's local variables hold when it returns; its result is under 'return'."""
+    seen: dict[str, Any] = {}
+
+    def watch(frame: Any, event: str, result: Any) -> None:
+        if event == "return" and frame.f_code is function.__code__:
+            seen.update(frame.f_locals)
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        seen["return"] = function(*args, **kwargs)
+    finally:
+        sys.setprofile(before)
+    return seen

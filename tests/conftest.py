@@ -1,0 +1,62 @@
+"""What every test starts from, and must leave as it was."""
+
+import os
+import random
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pyro
+import pytest
+import torch
+
+import pyro_scale as ps
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_the_caller_changes():
+    """The library leaves Pyro's store and settings, torch's dtype and threads alone."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (what the published package draws from)
+    torch.manual_seed(0)
+    before = _process_state()
+    yield
+    assert _process_state() == before
+
+
+def _process_state():
+    return {
+        "parameter store": len(pyro.get_param_store()),
+        "module_local_params": pyro.settings.get("module_local_params"),
+        "validation": pyro.settings.get("validate_infer"),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real cells; see README. Skipped without them, except in CI, where they must be there."""
+    folder = os.environ.get("PYRO_SCALE_DATA")
+    if not folder:
+        if os.environ.get("CI"):
+            pytest.fail("PYRO_SCALE_DATA is not set, in CI")
+        pytest.skip("real data: set PYRO_SCALE_DATA to the folder that holds the .h5ad files")
+    return Path(folder)
+
+
+@pytest.fixture
+def forebrain(data_folder):
+    return anndata.read_h5ad(data_folder / "forebrain_half.h5ad")
+
+
+@pytest.fixture
+def cells():
+    """Eighty small cells in three clusters."""
+    return ps.simulate(n_cells=80, n_peaks=120, n_clusters=3, density=0.1, seed=1)
+
+
+@pytest.fixture
+def counts():
+    """The same with counts."""
+    return ps.simulate(n_cells=80, n_peaks=120, n_clusters=3, density=0.2, counts=True, seed=1)

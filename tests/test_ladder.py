@@ -1,0 +1,104 @@
+"""The ladder of bounds: every gap is its divergence, by two roads."""
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_scale as ps
+from pyro_scale.comparison.quadrature import (
+    converge,
+    gauss_hermite,
+    legendre,
+    posterior_mode,
+    trapezoid,
+)
+
+GAPS = ("posterior", "optimal", "averaged", "scale")
+
+
+@pytest.fixture
+def model(cells):
+    return ps.SCALE(cells, n_components=3, n_latent=2, hidden=(16,))
+
+
+@pytest.mark.parametrize("n_latent", [1, 2])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "poisson"])
+def test_gaps_are_divergences_by_quadrature(counts, n_latent, likelihood):
+    model = ps.SCALE(counts, n_components=3, n_latent=n_latent, hidden=(16,), likelihood=likelihood)
+    rungs = ps.ladder(model, n_cells=12)
+    frame = rungs.to_frame()
+    assert rungs.max_discrepancy < 1e-8
+    for name in GAPS:
+        assert (frame[f"gap_{name}"] >= -1e-10).all()
+        assert (frame[f"error_{name}"] < 1e-8).all()
+    assert frame["gap_optimal"].max() > 0.01  # the identities are not 0 = 0
+    assert frame["gap_scale"].max() > 0.01
+
+
+def test_the_price_of_scale_is_a_jeffreys_divergence(model):
+    """L_str - E[L_SCALE] is the sum of the last three gaps, and none of them dominates it."""
+    frame = ps.ladder(model, n_cells=12).to_frame()
+    price = frame["structured"] - frame["scale"]
+    total = frame[["gap_optimal", "gap_averaged", "gap_scale"]].sum(axis=1)
+    np.testing.assert_allclose(price, total, atol=1e-10)
+
+
+def test_monte_carlo_agrees_with_quadrature_within_its_errors(model, monkeypatch):
+    exact = ps.ladder(model, n_cells=8, seed=2).to_frame()
+    import sys
+
+    module = sys.modules["pyro_scale.comparison.ladder"]
+    monkeypatch.setattr(
+        module, "by_quadrature", lambda vae, cells: module.by_monte_carlo(vae, cells, 4000)
+    )
+    sampled = module.ladder(model, n_cells=8, seed=2).to_frame()
+    for name in GAPS[1:]:
+        z = (sampled[f"gap_{name}"] - exact[f"gap_{name}"]) / sampled[f"error_{name}"]
+        assert z.abs().max() < 5.5  # 24 scores at a failure rate of 2e-5
+        z = (sampled[f"gap_{name}"] - sampled[f"kl_{name}"]) / sampled[f"error_{name}"]
+        assert z.abs().max() < 5.5
+
+
+def test_beyond_two_dimensions_errors_khat_and_doubling_are_told(cells):
+    model = ps.SCALE(cells, n_components=3, n_latent=4, hidden=(16,))
+    rungs = ps.ladder(model, n_cells=6, n_samples=500)
+    frame = rungs.to_frame()
+    assert rungs.settings["method"].startswith("Monte Carlo, 500")
+    assert frame["kl_posterior"].isna().all()
+    assert np.isfinite(frame[["khat", "doubling"]]).all().all()
+    assert set(rungs.summary().index) == {f"gap_{name}" for name in GAPS}
+
+
+def test_figure_stacks_four_gaps_over_every_cell(model):
+    figure = ps.ladder(model, n_cells=5).plot()
+    assert len(figure.axes[0].patches) == 4 * 5
+
+
+def test_too_few_draws_are_refused(model):
+    with pytest.raises(ValueError, match="n_samples=10"):
+        ps.ladder(model, n_samples=10)
+
+
+@pytest.mark.parametrize("rule", [gauss_hermite, legendre, trapezoid])
+def test_rules_integrate_a_gaussian_and_its_moments(rule):
+    x, log_w = rule(96, 2)
+    density = torch.exp(-0.5 * x.square().sum(-1)) / (2 * np.pi)
+    weight = log_w.exp() * density
+    assert float(weight.sum()) == pytest.approx(1, abs=1e-12)
+    assert float((weight * x[:, 0] ** 2 * x[:, 1] ** 2).sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_convergence_is_reported_when_it_is_not_reached():
+    value, change = converge(lambda n: torch.tensor([1.0 / n]).double(), 2, 16, 1e-6)
+    assert float(value) == 1 / 16
+    assert float(change) == pytest.approx(1 / 16)
+
+
+def test_newton_finds_the_mode_of_a_gaussian():
+    a = torch.tensor([[2.0, 0.3], [0.3, 0.5]]).double()
+    centre = torch.tensor([3.0, -1.0]).double()
+    mode, root = posterior_mode(
+        lambda z: -0.5 * ((z - centre) @ a * (z - centre)).sum(-1), torch.zeros(1, 2).double()
+    )
+    torch.testing.assert_close(mode[0], centre)
+    torch.testing.assert_close(root[0] @ root[0].T, torch.linalg.inv(a))

@@ -1,0 +1,104 @@
+"""Prior, networks and programs."""
+
+import pyro
+import pytest
+import torch
+from helpers import small_cells, small_vae
+
+from pyro_scale.programs import Cells, MixturePrior, MixtureVAE, build
+from pyro_scale.programs.prior import inverse_softplus
+
+
+def test_prior_is_on_the_simplex_and_positive_for_any_parameter():
+    prior = MixturePrior(4, 3)
+    for size in (1.0, 1e3, 1e6):
+        with torch.no_grad():
+            for parameter in prior.parameters():
+                parameter.copy_(size * torch.randn_like(parameter))
+        torch.testing.assert_close(prior.log_pi_k.exp().sum(), torch.tensor(1.0))
+        assert (prior.var_kd >= prior.min_var).all()
+
+
+def test_mixture_density_integrates_to_one():
+    prior = MixturePrior(3, 2).double()
+    axis = torch.linspace(-12, 12, 601, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    total = prior.mixture().log_prob(z).exp().sum() * (axis[1] - axis[0]) ** 2
+    assert float(total) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_responsibilities_stay_exact_where_densities_underflow():
+    prior = MixturePrior(2, 10)
+    prior.set_components(
+        torch.ones(2) / 2, torch.stack([torch.zeros(10), 8 * torch.ones(10)]), torch.ones(2, 10)
+    )
+    gamma = prior.log_responsibilities(torch.full((1, 10), 30.0)).exp()
+    torch.testing.assert_close(gamma, torch.tensor([[0.0, 1.0]]))
+
+
+def test_set_components_is_read_back():
+    prior = MixturePrior(3, 2).double()
+    pi, loc, var = (
+        torch.tensor([0.2, 0.3, 0.5]).double(),
+        torch.randn(3, 2).double(),
+        torch.rand(3, 2).double() + 0.1,
+    )
+    prior.set_components(pi, loc, var)
+    torch.testing.assert_close(prior.log_pi_k.exp(), pi)
+    torch.testing.assert_close(prior.loc_kd, loc)
+    torch.testing.assert_close(prior.var_kd, var)
+
+
+def test_inverse_softplus_over_many_orders_of_magnitude():
+    y = torch.logspace(-10, 4, 50, dtype=torch.float64)
+    torch.testing.assert_close(torch.nn.functional.softplus(inverse_softplus(y), threshold=100), y)
+
+
+def test_depth_shifts_every_logit_and_starts_at_odds_in_proportion():
+    vae = MixtureVAE(5, 2, 2, hidden=(4,), mean_log_depth=1.0)
+    z = torch.randn(3, 2)
+    logits = vae.likelihood.logits(z, torch.full((3,), 2.0))
+    doubled = vae.likelihood.logits(z, torch.full((3,), 4.0))
+    torch.testing.assert_close(doubled - logits, torch.full((3, 5), 2.0).log())
+
+
+def test_poisson_rates_sum_to_the_depth():
+    vae = MixtureVAE(5, 2, 2, hidden=(4,), likelihood="poisson")
+    cells = Cells.from_counts(torch.randint(0, 5, (3, 5)).float() + 1)
+    rates = vae.likelihood.mean(torch.randn(3, 2), cells)
+    torch.testing.assert_close(rates.sum(-1), cells.depth_n)
+
+
+def test_unknown_likelihood_is_named():
+    with pytest.raises(ValueError, match="likelihood='gamma'"):
+        MixtureVAE(5, 2, 2, likelihood="gamma")
+
+
+def test_one_decoder_program_per_site_names():
+    """Site names are the symbols, and the plate is "cells"."""
+    vae, cells = small_vae(classifier=True), small_cells()
+    sites = {}
+    for name in ("collapsed", "structured", "scale"):
+        model, guide = build(vae, name)
+        trace = pyro.poutine.trace(guide).get_trace(cells)
+        sites[name] = {n for n, s in trace.nodes.items() if s["type"] == "sample"}
+        replayed = pyro.poutine.trace(pyro.poutine.replay(model, trace)).get_trace(cells)
+        assert "x" in replayed.nodes
+        assert replayed.nodes["x"]["is_observed"]
+    assert sites["collapsed"] == {"cells", "z"}
+    assert sites["structured"] == {"cells", "z", "c"}
+    assert sites["scale"] == {"cells", "u", "z", "c"}
+
+
+def test_with_prior_shares_networks_and_leaves_the_original():
+    vae = small_vae()
+    other = vae.with_prior(MixturePrior(1, 2))
+    assert other.encoder is vae.encoder
+    assert other.n_components == 1
+    assert vae.n_components == 3
+
+
+def test_every_parameter_is_in_the_state_dict_once():
+    vae = small_vae(classifier=True)
+    pointers = [t.data_ptr() for t in vae.state_dict().values()]
+    assert len(pointers) == len(set(pointers))

@@ -1,0 +1,119 @@
+"""The table of formulations x estimators, and what reads it."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import small_cells, small_vae
+
+from pyro_scale.objectives import ESTIMATORS, TABLE, TWINS, Objective, find_row, to_markdown
+from pyro_scale.programs import FORMULATIONS, build
+
+SUPPORTED = [row for row in TABLE if row.supported]
+TRAINABLE = list({(r.formulation, r.estimator, r.c): r for r in SUPPORTED}.values())
+
+STRUCTURAL_ZEROS = {
+    # One component has weight one whatever its logit, so nothing can move it.
+    "K = 1": {"prior.logits_k"},
+}
+
+
+def row_id(row):
+    return f"{row.formulation}-{row.c}-{row.estimator}-{row.twin}"
+
+
+def test_every_cell_of_the_matrix_is_filled():
+    cells = {(row.formulation, row.c, row.estimator) for row in TABLE}
+    expected = {
+        (f.name, c, e)
+        for f, e in itertools.product(FORMULATIONS.values(), ESTIMATORS)
+        for c in f.treatments
+    }
+    assert cells == expected
+
+
+def test_supported_rows_have_a_twin_and_every_formulation_has_one():
+    assert len(SUPPORTED) >= 14
+    assert {row.twin for row in SUPPORTED} == set(TWINS)
+    assert {row.formulation for row in SUPPORTED} == set(FORMULATIONS)
+    assert all(not row.twin for row in TABLE if not row.supported)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"formulation": "vade"}, "'vade' is not known.*collapsed"),
+        ({"formulation": "collapsed", "estimator": "SVI"}, "'SVI' is not known.*Trace_ELBO"),
+        ({"formulation": "mean_field", "estimator": "RenyiELBO"}, "cannot be trained.*it can by"),
+        ({"formulation": "structured", "c": "collapsed"}, "cannot be trained"),
+    ],
+)
+def test_find_row_names_what_was_given_and_what_there_is(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        find_row(**kwargs)
+
+
+def test_build_refuses_a_treatment_that_a_formulation_lacks():
+    with pytest.raises(ValueError, match="has c collapsed, not 'sampled'"):
+        build(small_vae(), "collapsed", "sampled")
+
+
+def test_unknown_estimator_and_missing_classifier_are_named():
+    with pytest.raises(ValueError, match="'Trace' is not known"):
+        Objective(small_vae(), "collapsed", "Trace")
+    with pytest.raises(ValueError, match="no classifier"):
+        Objective(small_vae(), "amortized", "TraceEnum_ELBO").backward(small_cells())
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "poisson"])
+@pytest.mark.parametrize("row", TRAINABLE, ids=row_id)
+def test_every_parameter_gets_a_gradient_and_a_step_lowers_nothing_to_nan(row, likelihood):
+    """From a start without symmetries: finite and non-zero everywhere after one step."""
+    vae = small_vae(
+        likelihood=likelihood,
+        classifier=row.formulation == "amortized",
+        mean_log_depth=2.0 if likelihood == "bernoulli" else None,
+        idf_p=torch.rand(25).double() + 0.5,
+        layer_norm=True,
+    )
+    cells = small_cells(likelihood=likelihood, n_cells=12)
+    objective = Objective(vae, row.formulation, row.estimator, row.c, n_particles=row.n_particles)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-3)
+    objective.backward(cells, divide_by=cells.n_cells)
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    optimizer.step()
+    for name, parameter in vae.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_the_declared_structural_zeros_are_the_only_ones():
+    vae = small_vae(n_components=1)
+    Objective(vae, "collapsed", "Trace_ELBO").backward(small_cells())
+    zero = {name for name, p in vae.named_parameters() if float(p.grad.abs().max()) == 0}
+    assert zero == STRUCTURAL_ZEROS["K = 1"]
+
+
+@pytest.mark.parametrize("row", TRAINABLE, ids=row_id)
+def test_divided_gradients_are_the_gradients_divided(row):
+    vae = small_vae(classifier=True)
+    cells = small_cells()
+    objective = Objective(vae, row.formulation, row.estimator, row.c, n_particles=2)
+    losses, grads = [], []
+    for divide_by in (1.0, 4.0):
+        torch.manual_seed(5)
+        vae.zero_grad()
+        losses.append(objective.backward(cells, divide_by=divide_by) * divide_by)
+        grads.append(vae.encoder.loc.weight.grad * divide_by)
+    assert losses[0] == pytest.approx(losses[1])
+    torch.testing.assert_close(*grads)
+
+
+def test_readme_has_this_table():
+    readme = Path(__file__).parent.parent / "README.md"
+    assert to_markdown() in readme.read_text()
