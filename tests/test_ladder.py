@@ -102,3 +102,9 @@ def test_newton_finds_the_mode_of_a_gaussian():
     )
     torch.testing.assert_close(mode[0], centre)
     torch.testing.assert_close(root[0] @ root[0].T, torch.linalg.inv(a))
+
+
+def test_the_box_grows_until_the_function_has_decayed():
+    """A first version cut off a posterior with a wide tail, alike on both sides of the identity."""
+    assert half_width(lambda x: -0.5 * x.square().sum(-1), 2) == 9
+    assert half_width(lambda x: -0.5 * (x / 10).square().sum(-1), 1) == 144

@@ -1,7 +1,8 @@
 """Holding programs and closed forms side by side: the matrix, and the ladder of bounds."""
 
-from pyro_scale.comparison.compare import Comparable, compare
+from pyro_scale.comparison.compare import compare
 from pyro_scale.comparison.ladder import Ladder, ladder
+from pyro_scale.comparison.prepare import Comparable
 from pyro_scale.comparison.result import ComparedRow, Comparison
 from pyro_scale.comparison.statistics import critical_z
 

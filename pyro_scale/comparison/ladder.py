@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_scale.comparison.compare import Comparable, prepare
 from pyro_scale.comparison.ladder_integrals import Rungs, by_monte_carlo, by_quadrature
+from pyro_scale.comparison.prepare import Comparable, prepare
 from pyro_scale.plotting import plot_ladder
 
 __all__ = ["Ladder", "ladder"]

@@ -14,6 +14,7 @@ from pyro_scale.comparison.quadrature import (
     Rule,
     converge,
     gauss_hermite,
+    half_width,
     legendre,
     posterior_mode,
     trapezoid,
@@ -157,9 +158,15 @@ def _one_cell(vae: MixtureVAE, cells: Cells) -> Rungs:
     with torch.enable_grad():
         mode_nd, root_ndd = posterior_mode(lambda z: log_joint(z.unsqueeze(0))[0], loc_nd)
 
-    def log_px(rule: Callable[[int, int], Rule]) -> Callable[[int], Tensor]:
+    def around_mode(x_md: Tensor) -> Tensor:
+        z_mnd, _ = _nodes(Rule(x_md, torch.zeros(len(x_md))), mode_nd, root_ndd)
+        return log_joint(z_mnd)[:, 0]
+
+    width = half_width(around_mode, d)
+
+    def log_px(rule: Callable[[int, int, float], Rule]) -> Callable[[int], Tensor]:
         def integrate(n: int) -> Tensor:
-            z_mnd, log_w_mn = _nodes(rule(n, d), mode_nd, root_ndd)
+            z_mnd, log_w_mn = _nodes(rule(n, d, width), mode_nd, root_ndd)
             return (log_w_mn + log_joint(z_mnd)).logsumexp(0)
 
         return integrate

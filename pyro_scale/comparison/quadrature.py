@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Rule", "converge", "gauss_hermite", "legendre", "posterior_mode", "trapezoid"]
+__all__ = [
+    "Rule",
+    "converge",
+    "gauss_hermite",
+    "half_width",
+    "legendre",
+    "posterior_mode",
+    "trapezoid",
+]
 
 
 class Rule(NamedTuple):
@@ -36,24 +44,51 @@ def gauss_hermite(n: int, dimension: int) -> Rule:
     return _product(torch.from_numpy(x), torch.from_numpy(log_w), dimension)
 
 
-def legendre(n: int, dimension: int, *, half_width: float = 9.0) -> Rule:
-    """Gauss-Legendre with 8 nodes in each of n / 8 panels of [-half_width, half_width]^d."""
+def legendre(n: int, dimension: int, width: float = 9.0) -> Rule:
+    """Gauss-Legendre with 8 nodes in each of n / 8 panels of [-width, width]^d."""
     x, w = np.polynomial.legendre.leggauss(8)
-    edges = np.linspace(-half_width, half_width, n // 8 + 1)
+    edges = np.linspace(-width, width, n // 8 + 1)
     half = (edges[1:] - edges[:-1])[:, None] / 2
     nodes = ((edges[1:] + edges[:-1])[:, None] / 2 + half * x).ravel()
     log_w = np.log(half * w).ravel()
     return _product(torch.from_numpy(nodes), torch.from_numpy(log_w), dimension)
 
 
-def trapezoid(n: int, dimension: int, *, half_width: float = 9.0) -> Rule:
-    """The trapezoidal rule on [-half_width, half_width]^d.
+def trapezoid(n: int, dimension: int, width: float = 9.0) -> Rule:
+    """The trapezoidal rule on [-width, width]^d.
 
     Spectrally accurate for smooth functions that have decayed at the ends.
     """
-    x = torch.linspace(-half_width, half_width, n, dtype=torch.float64)
-    step = 2 * half_width / (n - 1)
+    x = torch.linspace(-width, width, n, dtype=torch.float64)
+    step = 2 * width / (n - 1)
     return _product(x, torch.full((n,), float(np.log(step)), dtype=torch.float64), dimension)
+
+
+def half_width(log_f: Callable[[Tensor], Tensor], dimension: int, *, drop: float = 40.0) -> float:
+    """How far from the origin a function has to be integrated.
+
+    Parameters
+    ----------
+    log_f
+        Points ``(m, d)`` -> log f, ``(m,)``; its mass is around the origin, on a scale of one.
+    dimension
+        d, one or two.
+    drop
+        On the boundary of the box, log f is this much below its value at the origin.
+
+    Returns
+    -------
+    float
+        Half the side of the box: 9, or doubled until the function has decayed (at most 288).
+    """
+    side = torch.linspace(-1, 1, 33, dtype=torch.float64)
+    box = _product(side, torch.zeros_like(side), dimension).x_md
+    edge = box[box.abs().amax(-1) == 1]
+    centre = float(log_f(torch.zeros_like(edge[:1])))
+    width = 9.0
+    while width < 288 and float(log_f(width * edge).max()) > centre - drop:
+        width *= 2
+    return width
 
 
 def converge(

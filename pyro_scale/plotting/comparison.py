@@ -34,7 +34,7 @@ def plot_comparison(frame: pd.DataFrame) -> Figure:
         for formulation, c, estimator, twin in names
     ]
     with style():
-        figure = Figure(figsize=(10, 0.24 * len(rows) + 1.4), layout="constrained")
+        figure = Figure(figsize=(10, 0.22 * len(rows) + 1.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for verdict, colour in _COLOURS.items():
             at = (rows["verdict"] == verdict).to_numpy()
@@ -53,10 +53,13 @@ def plot_comparison(frame: pd.DataFrame) -> Figure:
             right.barh(y[at], some["gradient_variance"], color=colour, height=0.6)
         left.plot(rows["twin_value"], y, "k|", ms=10, label="closed form, same draws")
         left.set(xlabel="bound, nats per cell", yticks=y, yticklabels=labels)
-        left.legend(loc="upper left", bbox_to_anchor=(0, 1.0 + 1.6 / (len(rows) + 4)), ncols=2)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
         right.set(xscale="log", xlabel="gradient variance, nats² per cell²")
+        formulations = rows["formulation"].to_numpy()
+        borders = np.flatnonzero(formulations[1:] != formulations[:-1]) + 0.5
         for axes in (left, right):
-            axes.grid(axis="y", lw=0.3, color="0.85")
+            axes.grid(axis="y", lw=0.3, color="0.88")
+            axes.hlines(borders, 0, 1, transform=axes.get_yaxis_transform(), color="0.6", lw=0.8)
             axes.set_axisbelow(True)
             axes.set_ylim(-0.6, len(rows) - 0.4)
     return figure

@@ -106,23 +106,19 @@ class TrainingModule(L.LightningModule):
         self._sums["loss"] += loss * cells.n_cells
         self._sums["cells"] += cells.n_cells
 
-    def on_validation_epoch_start(self) -> None:
-        """The same draws at every validation, so that epochs can be compared."""
-        self._rng_state = torch.get_rng_state()
-        on_cuda = self.device.type == "cuda"
-        self._cuda_rng_state = torch.cuda.get_rng_state(self.device) if on_cuda else None
-        torch.manual_seed(self.plan.seed)
+    def validation_step(self, cells: Cells, batch: int) -> None:
+        """The bound of held-out cells, at full KL weight.
 
-    def validation_step(self, cells: Cells, _: int) -> None:
-        """The bound of held-out cells, at full KL weight."""
-        self._sums["loss_validation"] += self.current_objective.loss(cells)
+        By the same draws at every epoch, so that epochs can be compared.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.plan.seed + batch)
+            self._sums["loss_validation"] += self.current_objective.loss(cells)
         self._sums["cells_validation"] += cells.n_cells
 
     def on_validation_epoch_end(self) -> None:
-        """Give the random numbers back and publish the held-out bound."""
-        torch.set_rng_state(self._rng_state)
-        if self._cuda_rng_state is not None:
-            torch.cuda.set_rng_state(self._cuda_rng_state, self.device)
+        """Publish the held-out bound."""
         self.log("elbo_validation", self._mean("_validation"), prog_bar=True)
 
     def on_train_epoch_end(self) -> None:

@@ -1,0 +1,103 @@
+"""Where a comparison is made: a float64 copy of the parameters, and a few cells."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from pyro_scale.data import Counts, as_counts, dense_cells
+from pyro_scale.objectives import Objective
+from pyro_scale.programs import Cells, MixtureVAE
+
+__all__ = ["Comparable", "prepare"]
+
+
+class Comparable(Protocol):
+    """What ``compare`` and ``ladder`` need of a model; :class:`pyro_scale.SCALE` has it."""
+
+    vae: MixtureVAE
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its parameters are worth keeping."""
+
+    def counts(self, adata: AnnData | None = None) -> Counts:
+        """Checked cells in the model's order of peaks."""
+
+
+def prepare(
+    model: Comparable,
+    adata_or_x: AnnData | NDArray[Any] | None,
+    *,
+    n_cells: int,
+    seed: int,
+    warmup_steps: int | None,
+) -> tuple[MixtureVAE, Cells, int]:
+    """A float64 copy of the parameters and a seeded subset of cells, warmed up if untrained.
+
+    Returns
+    -------
+    tuple
+        The copy (in eval mode, with a classifier), the cells, and the warm-up steps taken.
+    """
+    if n_cells < 1:
+        raise ValueError(f"n_cells={n_cells} must be at least one.")
+    if adata_or_x is None or isinstance(adata_or_x, AnnData):
+        counts = model.counts(adata_or_x)
+    else:
+        x = AnnData(np.asarray(adata_or_x))
+        if x.n_vars != model.vae.n_peaks:
+            raise ValueError(
+                f"the matrix has {x.n_vars} peaks, the model {model.vae.n_peaks}; give the "
+                "model's peaks in the model's order, or an AnnData."
+            )
+        counts = as_counts(x, binary=not hasattr(model.vae.likelihood, "log_rate"))
+    chosen = np.sort(np.random.default_rng(seed).permutation(counts.n_cells)[:n_cells])
+    cells = dense_cells(counts[chosen], dtype=torch.float64)
+    vae = copy.deepcopy(model.vae).cpu().double().requires_grad_(True)
+    steps = (0 if model.is_trained else 30) if warmup_steps is None else warmup_steps
+    _warm_up(vae, cells, steps)
+    if vae.classifier is None:
+        _add_classifier(vae, cells)
+    return vae.eval(), cells, steps
+
+
+def _warm_up(vae: MixtureVAE, cells: Cells, steps: int) -> None:
+    """A few steps of Adam, then components that overlap, so that the formulations differ.
+
+    The components are put at draws of z for as many cells, all with a quarter of the
+    variance of z over the cells: then p(c|z) changes over q(z|x), which is where the bounds
+    part.
+    """
+    objective = Objective(vae, "collapsed", "Trace_ELBO")
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        objective.backward(cells)
+        optimizer.step()
+    if steps == 0:
+        return
+    with torch.no_grad():
+        loc_nd, var_nd = vae.encoder(cells)
+        k = vae.n_components
+        chosen = torch.arange(k) % cells.n_cells
+        draws_kd = loc_nd[chosen] + var_nd[chosen].sqrt() * torch.randn_like(loc_nd[chosen])
+        variance_d = loc_nd.var(0, correction=0) + var_nd.mean(0)
+        weights_k = torch.linspace(1.0, 2.0, k, dtype=loc_nd.dtype)
+        vae.prior.set_components(
+            weights_k / weights_k.sum(), draws_kd, 0.25 * variance_d.expand(k, -1)
+        )
+
+
+def _add_classifier(vae: MixtureVAE, cells: Cells) -> None:
+    """A fresh q(c|x) that is far from g* and from certainty: logits of unit spread."""
+    vae.add_classifier()
+    with torch.no_grad():
+        logits_nk = vae.required_classifier.logits(vae.encoder.features(cells))
+        spread = logits_nk.std(correction=0).clamp_min(1e-6)
+        vae.required_classifier.logits.weight.div_(spread)
