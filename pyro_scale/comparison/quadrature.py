@@ -45,9 +45,9 @@ def gauss_hermite(n: int, dimension: int) -> Rule:
 
 
 def legendre(n: int, dimension: int, width: float = 9.0) -> Rule:
-    """Gauss-Legendre with 8 nodes in each of n / 8 panels of [-width, width]^d."""
-    x, w = np.polynomial.legendre.leggauss(8)
-    edges = np.linspace(-width, width, n // 8 + 1)
+    """Gauss-Legendre with 32 nodes in each of n / 32 panels of [-width, width]^d."""
+    x, w = np.polynomial.legendre.leggauss(32)
+    edges = np.linspace(-width, width, n // 32 + 1)
     half = (edges[1:] - edges[:-1])[:, None] / 2
     nodes = ((edges[1:] + edges[:-1])[:, None] / 2 + half * x).ravel()
     log_w = np.log(half * w).ravel()

@@ -71,6 +71,7 @@ def _quiet_and_scoped(seed: int) -> Iterator[None]:
             # Minibatches are one CSR slice each: worker processes cost more than they save.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*fewer than the logging interval.*")
+            warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*treespec.*")
             torch.manual_seed(seed)
