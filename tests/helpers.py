@@ -1,7 +1,8 @@
-"""Small float64 programs for exact tests."""
+"""Small float64 programs for exact tests, and a small SCALE that trains in no time."""
 
 import torch
 
+import pyro_scale as ps
 from pyro_scale.objectives import Objective
 from pyro_scale.programs import Cells, MixtureVAE
 
@@ -39,3 +40,12 @@ def objective_gradients(vae, objective: Objective, cells, kl_weight=1.0):
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in vae.named_parameters()
     }
+
+
+def small_scale(adata, n_components=3, **options):
+    return ps.SCALE(adata, n_components, **{"n_latent": 3, "hidden": (16,), **options})
+
+
+def train(model, max_epochs=4, **options):
+    model.train(max_epochs, **{"progress_bar": False, "batch_size": 32, "lr": 1e-2, **options})
+    return model

@@ -31,7 +31,7 @@ def test_the_matrix_holds_on_the_forebrain(forebrain):
 def test_gaps_are_divergences_on_real_cells_in_two_dimensions(forebrain):
     model = ps.SCALE(forebrain, n_components=8, n_latent=2)
     model.train(max_epochs=15, progress_bar=False)
-    rungs = ps.ladder(model, n_cells=8)
+    rungs = ps.ladder(model, n_cells=4)
     frame = rungs.to_frame()
     assert rungs.max_discrepancy <= 1e-8
     assert (frame.filter(like="gap_") >= -1e-8).all().all()

@@ -184,10 +184,10 @@ def _one_cell(vae: MixtureVAE, cells: Cells) -> Rungs:
     most = 512 if d == 2 else 8192  # nodes per dimension
     bounds_4n, bounds_change = converge(bounds, 32, most, _TOLERANCE)
     divergences_3n, divergences_change = converge(divergences, 33, most, _TOLERANCE)
-    log_px_n, log_px_change = converge(log_px(trapezoid), 33, most, _TOLERANCE)
+    log_px_n, log_px_change = converge(log_px(trapezoid), 24, most, _TOLERANCE)
     log_z_n, log_z_change = converge(log_px(legendre), 32, most, _TOLERANCE)
     r_n, r_change = converge(expected_log_lik, 12, 96, _TOLERANCE)
-    cross_n, cross_change = converge(cross_entropy, 33, most, _TOLERANCE)
+    cross_n, cross_change = converge(cross_entropy, 24, most, _TOLERANCE)
     return Rungs(
         log_px=log_px_n,
         bounds=tuple(r_n + terms.entropy_z(var_nd) + bounds_4n),

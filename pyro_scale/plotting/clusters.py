@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
 
 from pyro_scale.plotting.style import CATEGORIES, PALETTE, style
 
@@ -21,6 +20,8 @@ def embed(latent_nd: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.float3
     if len(latent_nd) < 5:  # too few neighbours for t-SNE
         padded = np.pad(latent_nd, ((0, 0), (0, 2)))
         return padded[:, :2].astype(np.float32)
+    from sklearn.manifold import TSNE  # here, because it takes long to import
+
     perplexity = min(30.0, (len(latent_nd) - 1) / 3)
     init = "pca" if min(latent_nd.shape) >= 2 else "random"
     tsne = TSNE(perplexity=perplexity, init=init, random_state=seed)

@@ -1,0 +1,222 @@
+"""A model on disk comes back exactly, or not at all and with a reason; so does the AnnData."""
+
+import json
+import shutil
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from helpers import small_scale, train
+from safetensors.torch import load_file, save_file
+
+import pyro_scale as ps
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return ps.simulate(n_cells=40, n_peaks=60, n_clusters=3, density=0.2, counts=True, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model(adata):
+    """A trained model that no test changes."""
+    return train(small_scale(adata))
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+OPTIONS = {
+    "default": {},
+    "plain": {"preset": "plain"},
+    "poisson": {"likelihood": "poisson"},
+    "plain, poisson": {"preset": "plain", "likelihood": "poisson"},
+    "amortized": {"formulation": "amortized"},
+    "deep decoder": {"hidden": (), "decoder_hidden": (8, 4)},
+    "estimator": {"formulation": "structured", "estimator": "TraceEnumMeanField_ELBO"},
+    "layer, seed": {"layer": "raw", "seed": 5},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_what_was_saved_is_what_is_loaded(adata, tmp_path, options):
+    adata = adata.copy()
+    adata.layers["raw"] = adata.X.copy()
+    model = train(small_scale(adata, **options))
+    model.save(tmp_path / "new" / "model")
+    loaded = ps.SCALE.load(tmp_path / "new" / "model", adata)
+    assert loaded.configuration == model.configuration
+    assert loaded.history.equals(model.history)
+    assert list(loaded.peak_names) == list(model.peak_names)
+    assert repr(loaded) == repr(model)
+    assert not loaded.vae.training
+    weights = loaded.vae.state_dict()
+    assert weights.keys() == model.vae.state_dict().keys()
+    for name, value in model.vae.state_dict().items():
+        assert torch.equal(weights[name], value), name
+    for verb in ("get_latent_representation", "get_responsibilities"):
+        np.testing.assert_array_equal(getattr(loaded, verb)(), getattr(model, verb)())
+    assert loaded.get_elbo().equals(model.get_elbo())
+    train(loaded, 1)  # and it can go on
+
+
+def test_an_untrained_model_comes_back_untrained(adata, tmp_path):
+    small_scale(adata).save(tmp_path / "model")
+    assert not ps.SCALE.load(tmp_path / "model", adata).is_trained
+
+
+def test_a_loaded_model_matches_peaks_by_name(adata, model, folder):
+    loaded = ps.SCALE.load(str(folder), adata[:, ::-1])
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(), model.get_latent_representation()
+    )
+    with pytest.raises(ps.DataError, match="2 of the model's 60 peaks are not in the AnnData"):
+        ps.SCALE.load(folder, adata[:, 2:])
+
+
+def test_nothing_saved_can_execute(folder):
+    names = {"model.json", "peaks.json", "history.json", "weights.safetensors"}
+    assert {path.name for path in folder.iterdir()} == names
+    model = json.loads((folder / "model.json").read_text(), parse_constant=pytest.fail)
+    assert model["schema_version"] == 1
+    assert model["versions"]["pyro-scale"] == ps.__version__
+
+
+def rewrite(name, change):
+    """A damage: the JSON file ``name`` after ``change``."""
+
+    def damage(folder):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(change(content)))
+
+    return damage
+
+
+def write(name, content):
+    """A damage: the file ``name`` has other content."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut(name):
+    """A damage: the file ``name`` ends half-way."""
+
+    def damage(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def other_weights(change):
+    """A damage: the weights after ``change``."""
+
+    def damage(folder):
+        weights = load_file(folder / "weights.safetensors")
+        change(weights)
+        save_file(weights, folder / "weights.safetensors")
+
+    return damage
+
+
+def configured(**options):
+    """A damage: other options in the configuration."""
+    return rewrite("model.json", lambda m: m | {"configuration": m["configuration"] | options})
+
+
+DAMAGES = {
+    "no folder": (shutil.rmtree, "does not hold a saved model"),
+    "no weights": (remove("weights.safetensors"), "weights.safetensors is missing"),
+    "no history": (remove("history.json"), "history.json is missing"),
+    "JSON cut": (cut("model.json"), "holds a damaged model"),
+    "peaks cut": (cut("peaks.json"), "holds a damaged model"),
+    "not text": (write("model.json", b"\xff\xfe\x00"), "holds a damaged model"),
+    "not an object": (write("model.json", b"[]"), "holds a damaged model"),
+    "no schema": (write("model.json", b'{"configuration": {}}'), "schema_version"),
+    "weights cut": (cut("weights.safetensors"), "holds a damaged model"),
+    "weights empty": (write("weights.safetensors", b""), "holds a damaged model"),
+    "a later schema": (
+        rewrite("model.json", lambda m: m | {"schema_version": 2}),
+        "has schema version 2; this version reads 1",
+    ),
+    "history of nothing": (write("history.json", b"5"), "do not fit each other"),
+    "history of one row": (write("history.json", b'{"epoch": 1}'), "do not fit each other"),
+    "fewer peaks": (rewrite("peaks.json", lambda p: p[1:]), "size mismatch"),
+    "another K": (configured(n_components=4), "size mismatch"),
+    "another width": (configured(hidden=[17]), "size mismatch"),
+    "a width": (configured(hidden=16), "hidden=16"),
+    "unknown option": (configured(colour="red"), "colour"),
+    "unknown formulation": (configured(formulation="vade"), "formulation='vade' is not known"),
+    "a weight less": (other_weights(lambda w: w.pop("prior.loc_kd")), "prior.loc_kd"),
+    "a weight more": (other_weights(lambda w: w.update(more=torch.zeros(1))), "more"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_not_loaded(adata, folder, damage):
+    do, words = DAMAGES[damage]
+    do(folder)
+    with pytest.raises(ps.ModelFileError, match=words) as caught:
+        ps.SCALE.load(folder, adata)
+    assert str(folder) in str(caught.value)
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_saved_model_is_overwritten_only_when_asked_for(adata, folder):
+    before = content(folder.parent)
+    other = train(small_scale(adata, seed=9))
+    with pytest.raises(FileExistsError, match=r"not empty; choose another folder or overwrite"):
+        other.save(folder)
+    assert content(folder.parent) == before
+    other.save(folder, overwrite=True)
+    loaded = ps.SCALE.load(folder, adata)
+    assert torch.equal(loaded.vae.prior.loc_kd, other.vae.prior.loc_kd)
+    assert content(folder.parent).keys() == before.keys()  # nothing beside it is left
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_saving_destroys_nothing_but_a_model(model, folder, overwrite):
+    (folder / "thesis.txt").write_text("years of work")
+    (folder.parent / "file").write_text("more")
+    before = content(folder.parent)
+    with pytest.raises(FileExistsError, match=r"choose another folder"):
+        model.save(folder, overwrite=overwrite)
+    with pytest.raises(NotADirectoryError, match="is a file; choose a folder"):
+        model.save(folder.parent / "file", overwrite=overwrite)
+    assert content(folder.parent) == before
+
+
+def test_results_survive_an_h5ad(adata, model, tmp_path):
+    result = model.to_anndata(adata)
+    result.write_h5ad(tmp_path / "result.h5ad")
+    read = anndata.read_h5ad(tmp_path / "result.h5ad")
+    np.testing.assert_array_equal(read.obsm["X_scale"], model.get_latent_representation())
+    np.testing.assert_array_equal(read.obsm["scale_responsibilities"], model.get_responsibilities())
+    assert list(read.obs["scale_cluster"]) == list(model.get_cluster_assignments())
+    assert list(read.obs["scale_cluster"].cat.categories) == ["0", "1", "2"]
+    assert list(read.obs["cell_type"]) == list(adata.obs["cell_type"])
+    assert (read.X != adata.X).nnz == 0
+    configuration = dict(read.uns["scale"]["configuration"])
+    assert configuration["formulation"] == "collapsed"
+    assert list(configuration["hidden"]) == [16]
+    assert read.uns["scale"]["versions"]["pyro-scale"] == ps.__version__
+
+
+def test_without_an_anndata_the_results_have_the_names_and_the_counts(adata, model):
+    result = model.to_anndata()
+    assert list(result.obs_names) == list(adata.obs_names)
+    assert list(result.var_names) == list(adata.var_names)
+    np.testing.assert_array_equal(result.X.toarray(), adata.X.toarray() > 0)
+    assert set(result.obsm) == {"X_scale", "scale_responsibilities"}
+    result.X.data[:] = 7  # a copy
+    np.testing.assert_array_equal(model.counts().x.toarray(), adata.X.toarray() > 0)
