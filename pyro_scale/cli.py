@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,19 +15,13 @@ import anndata
 import pandas as pd
 import typer
 from anndata import AnnData
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.markup import escape
-from rich.progress import track
-from rich.table import Table
 
 import pyro_scale as ps
 from pyro_scale.analysis import cluster_scores
-from pyro_scale.comparison import Comparison
 from pyro_scale.data import filter_cells, filter_peaks
-from pyro_scale.objectives import Row
 from pyro_scale.plotting import plot_run
 from pyro_scale.programs import FORMULATIONS
+from pyro_scale.terminal import console, progress, say, show, told
 
 __all__ = ["app", "main"]
 
@@ -40,7 +31,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="SCALE for single-cell ATAC-seq as Pyro programs.",
 )
-console = Console()
 
 File = Annotated[Path, typer.Argument(help="Cells x peaks, an AnnData .h5ad file.")]
 K = Annotated[int, typer.Option("-k", "--n-components", help="Number of mixture components.")]
@@ -49,29 +39,6 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is ra
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
 Layer = Annotated[str | None, typer.Option("--layer", help="Read this layer instead of X.")]
 Likelihood = Annotated[str, typer.Option("--likelihood", help="bernoulli or poisson (counts).")]
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Log to the terminal, and turn a user's mistake into one clear message."""
-    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
-    logger = logging.getLogger("pyro_scale")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    except (ValueError, TypeError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
-def _say(line: str) -> None:
-    """Print a line that holds a path: whole, and as it is."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _read(path: Path) -> AnnData:
@@ -114,7 +81,7 @@ def _run(
         scores = cluster_scores(result.obs[label], result.obs["scale_cluster"])
         told = ", ".join(f"{name.upper()} {value:.3f}" for name, value in scores.items())
         console.print(f"against obs[{label!r}] (not used in training): {told}", markup=False)
-    _say(f"done in {time.perf_counter() - started:.0f} s; in {output}/:")
+    say(f"done in {time.perf_counter() - started:.0f} s; in {output}/:")
     console.print('  adata.h5ad  obsm["X_scale"], obsm["scale_responsibilities"],', markup=False)
     console.print('              obs["scale_cluster"], uns["scale"]', markup=False)
     console.print("  scale.png, scale.pdf  the figure")
@@ -178,8 +145,8 @@ def run(
 
     Example: pyro-scale run cells.h5ad -k 8 -o result
     """
-    with _told():
-        _say(f"output folder {output}, seed {seed}")
+    with told():
+        say(f"output folder {output}, seed {seed}")
         _refuse_existing(output, overwrite)
         adata = _read(file)
         if label is not None and label not in adata.obs:
@@ -199,50 +166,6 @@ def run(
         _run(adata, model, output, overwrite, label, max_epochs)
 
 
-def _show(table: Comparison) -> None:
-    """The supported rows in the terminal, the refused ones counted."""
-    settings = ", ".join(f"{key} {value}" for key, value in table.settings.items())
-    console.print(f"compared with {settings}", highlight=False)
-    gaps = ", ".join(f"{key}: {value:.3g}" for key, value in table.gaps.items())
-    console.print(f"gaps between the bounds here, nats per cell: {gaps}", highlight=False)
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("formulation", "c", "estimator", "closed form"):
-        shown.add_column(name)
-    for name in ("value", "difference", "gradient", "variance", "ms"):
-        shown.add_column(name, justify="right")
-    shown.add_column("")
-    colours = {"holds": "green", "FAILS": "bold red", "no power": "yellow"}
-    supported = [row for row in table.rows if row.supported]
-    for row in supported:
-        gradient = (
-            f"z {row.max_gradient_z:.1f}"
-            if row.max_gradient_z is not None
-            else f"{row.max_relative_gradient_difference:.0e}"
-        )
-        shown.add_row(
-            row.formulation,
-            row.c,
-            row.estimator,
-            row.twin,
-            f"{row.value:.2f}",
-            f"{row.difference:.1e}",
-            gradient,
-            f"{row.gradient_variance:.3g}",
-            f"{1000 * (row.seconds or 0):.0f}",
-            f"[{colours[row.verdict]}]{row.verdict}[/]",
-        )
-    console.print(shown)
-    hold = sum(row.holds is True for row in supported)
-    console.print(
-        f"{hold} of {len(supported)} supported rows hold; {len(table.rows) - len(supported)} "
-        "combinations are refused (--json has the reasons)."
-    )
-
-
-def _progress(rows: Iterable[Row]) -> Iterable[Row]:
-    return track(list(rows), "comparing", console=Console(stderr=True), transient=True)
-
-
 def _refuse_unwritable(json: Path | None, plot: Path | None) -> None:
     """Before the work, not after it."""
     for path in (json, plot):
@@ -255,14 +178,14 @@ def _refuse_unwritable(json: Path | None, plot: Path | None) -> None:
 def _compare(
     model: ps.SCALE, n_cells: int, n_samples: int, seed: int, json: Path | None, plot: Path | None
 ) -> None:
-    table = ps.compare(model, n_cells=n_cells, n_samples=n_samples, seed=seed, progress=_progress)
-    _show(table)
+    table = ps.compare(model, n_cells=n_cells, n_samples=n_samples, seed=seed, progress=progress)
+    show(table)
     if json is not None:
         table.to_json(json)
-        _say(f"wrote {json}")
+        say(f"wrote {json}")
     if plot is not None:
         table.plot().savefig(plot)
-        _say(f"wrote {plot}")
+        say(f"wrote {plot}")
     if any(row.holds is False for row in table.rows):
         raise typer.Exit(2)
 
@@ -284,7 +207,7 @@ def compare(
     The model is the plain one of the paper, after a short warm-up, in float64. The exit code
     is 2 if a row fails.
     """
-    with _told():
+    with told():
         console.print(f"seed {seed}")
         _refuse_unwritable(json, plot)
         adata = filter_cells(_read(file), min_peaks=1, layer=layer)
@@ -302,8 +225,8 @@ def compare(
 @app.command()
 def demo(output: Out = Path("scale_output"), seed: Seed = 0, overwrite: Overwrite = False) -> None:
     """Simulate cells, train on them, and compare the objectives: about two minutes."""
-    with _told():
-        _say(f"output folder {output}, seed {seed}")
+    with told():
+        say(f"output folder {output}, seed {seed}")
         _refuse_existing(output, overwrite)
         adata = ps.simulate(n_cells=1000, n_peaks=3000, n_clusters=5, seed=seed)
         console.print(f"simulated {adata.n_obs} cells x {adata.n_vars} peaks in 5 clusters")

@@ -58,6 +58,7 @@ def save(
     overwrite: bool,
 ) -> None:
     """Write a model's folder: beside its place first, then moved there whole."""
+    directory = directory.resolve()
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; choose a folder to save the model in.")
     found = {path.name for path in directory.iterdir()} if directory.exists() else set()

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
 
-from pyro_scale import inference, saving
+from pyro_scale import saving
 from pyro_scale.configuration import Configuration
 from pyro_scale.data import Counts, as_counts
-from pyro_scale.errors import DataError, NotTrainedError
 from pyro_scale.programs import LikelihoodName, MixtureVAE, Treatment
+from pyro_scale.results import Results
 from pyro_scale.training import TrainingPlan, build_vae, fit
 
 __all__ = ["SCALE"]
 
-logger = logging.getLogger(__name__)
 
-
-class SCALE:
+class SCALE(Results):
     """A variational auto-encoder with a Gaussian-mixture prior, for single-cell ATAC-seq.
 
     Parameters
@@ -133,11 +129,6 @@ class SCALE:
         self.vae, self._counts, self.history = vae, counts, history
         self.peak_names = counts.var_names
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether ``train`` has been called (or a trained model loaded)."""
-        return not self.history.empty
-
     def __repr__(self) -> str:
         state = f"{len(self.history)} epochs" if self.is_trained else "untrained"
         row = self.configuration.row
@@ -181,6 +172,13 @@ class SCALE:
             ``kl_warmup_epochs``, ``lr``, ``weight_decay``, ``gradient_clip``,
             ``validation_size``, ``patience``, ``n_particles``, ``seed``.
         """
+        known = [field.name for field in fields(TrainingPlan)]
+        unknown = sorted(set(plan_kwargs) - set(known))
+        if unknown:
+            raise TypeError(
+                f"train() has no setting {', '.join(map(repr, unknown))}; the settings are "
+                f"{', '.join(known)}."
+            )
         plan = TrainingPlan(
             max_epochs=max_epochs,
             early_stopping=early_stopping,
@@ -198,137 +196,6 @@ class SCALE:
             trainer_kwargs=trainer_kwargs,
         )
 
-    def counts(self, adata: AnnData | None = None) -> Counts:
-        """The checked cells of ``adata``, peaks in the model's order; None: the model's own.
-
-        Raises
-        ------
-        DataError
-            If a peak of the model is missing from ``adata``.
-        """
-        if adata is None:
-            return self._counts
-        named = isinstance(adata, AnnData) and adata.var_names.is_unique  # else as_counts refuses
-        if named and not adata.var_names.equals(self.peak_names):
-            missing = self.peak_names.difference(adata.var_names)
-            if len(missing):
-                raise DataError(
-                    f"{len(missing)} of the model's {len(self.peak_names)} peaks are not in the "
-                    f"AnnData (the first is {missing[0]!r}); give cells with the same peaks."
-                )
-            extra = adata.n_vars - len(self.peak_names)
-            logger.info("peaks matched by name: reordered, %d others left out.", extra)
-            adata = adata[:, self.peak_names]
-        return as_counts(adata, layer=self.configuration.layer, binary=self.configuration.binary)
-
-    def _trained_counts(self, adata: AnnData | None) -> Counts:
-        if not self.is_trained:
-            raise NotTrainedError("the model is not trained: call model.train() first.")
-        return self.counts(adata)
-
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        *,
-        give_mean: bool = True,
-        batch_size: int = 512,
-        seed: int = 0,
-    ) -> NDArray[np.float32]:
-        """The cells in latent space, shape ``(n_cells, n_latent)``, in the order of obs_names.
-
-        The mean of q(z|x); with ``give_mean=False`` one sample of it, reproducible by ``seed``.
-        """
-        counts = self._trained_counts(adata)
-        return inference.latent(self.vae, counts, give_mean, batch_size, seed)
-
-    def get_responsibilities(
-        self,
-        adata: AnnData | None = None,
-        *,
-        kind: inference.Kind | None = None,
-        n_samples: int = 100,
-        batch_size: int = 512,
-        seed: int = 0,
-    ) -> NDArray[np.float32]:
-        """q(c|x), the probability of each component, shape ``(n_cells, n_components)``.
-
-        Parameters
-        ----------
-        adata
-            Other cells; None: the training cells.
-        kind
-            ``"averaged"``: gbar = E_q(z|x)[p(c|z)], by ``n_samples`` draws. ``"optimal"``: g*,
-            the best q(c|x) that does not see z. ``"at_mean"``: p(c|z) at the mean of q(z|x).
-            ``"amortized"``: the classifier's. None: the formulation's own q(c|x).
-        n_samples, seed
-            Of ``"averaged"``.
-        batch_size
-            Cells at a time.
-        """
-        counts = self._trained_counts(adata)
-        kind = kind or inference.own_kind(self.configuration.formulation)
-        return inference.responsibilities(self.vae, counts, kind, n_samples, batch_size, seed)
-
-    def get_cluster_assignments(self, adata: AnnData | None = None, **kwargs: Any) -> pd.Series:
-        """The most probable component of each cell, as a categorical Series over obs_names.
-
-        Categories are ``"0"`` to ``"K-1"``, whether or not a component has cells; further
-        arguments are those of :meth:`get_responsibilities`.
-        """
-        counts = self._trained_counts(adata)
-        codes = self.get_responsibilities(adata, **kwargs).argmax(1)
-        names = [str(k) for k in range(self.configuration.n_components)]
-        clusters = pd.Categorical([names[code] for code in codes], categories=names)
-        return pd.Series(clusters, index=counts.obs_names, name="scale_cluster")
-
-    def get_elbo(
-        self,
-        adata: AnnData | None = None,
-        *,
-        bound: str | None = None,
-        n_mc_samples: int = 20,
-        batch_size: int = 256,
-        seed: int = 0,
-    ) -> pd.Series:
-        """A lower bound of log p(x) per cell, in nats: a Series that carries the bound's name.
-
-        Parameters
-        ----------
-        adata
-            Other cells; None: the training cells.
-        bound
-            A closed form: ``"collapsed"`` (L_str), ``"mean_field"`` (L_mf at g*),
-            ``"amortized"`` (L_mf at the classifier's q(c|x)) or ``"scale"``. None: the bound of
-            the model's own formulation.
-        n_mc_samples
-            Draws of z that are averaged.
-        batch_size, seed
-            Cells at a time; seed of the draws.
-        """
-        counts = self._trained_counts(adata)
-        row = self.configuration.row
-        bound = bound or ("amortized" if row.formulation == "amortized" else row.twin)
-        values = inference.bound(self.vae, counts, bound, n_mc_samples, batch_size, seed)
-        return pd.Series(values, index=counts.obs_names, name=bound)
-
-    def get_marginal_ll(
-        self,
-        adata: AnnData | None = None,
-        *,
-        n_mc_samples: int = 1000,
-        batch_size: int = 64,
-        seed: int = 0,
-    ) -> pd.Series:
-        """Importance-weighted estimate of log p(x) per cell, in nats (a lower bound on average).
-
-        ``log mean_s p(x, z_s) / q(z_s|x)`` over ``n_mc_samples`` draws (Burda et al. 2016).
-        """
-        counts = self._trained_counts(adata)
-        values = inference.bound(
-            self.vae, counts, "importance_weighted", n_mc_samples, batch_size, seed
-        )
-        return pd.Series(values, index=counts.obs_names, name="importance_weighted")
-
     def to_anndata(self, adata: AnnData | None = None) -> AnnData:
         """A copy of ``adata`` (None: names only) with the results under documented keys.
 
@@ -340,7 +207,7 @@ class SCALE:
             result = AnnData(counts.x.copy())
             result.obs_names, result.var_names = counts.obs_names, counts.var_names
         else:
-            result = adata.copy()
+            result = adata.to_memory() if adata.isbacked else adata.copy()
         result.obsm["X_scale"] = self.get_latent_representation(adata)
         result.obsm["scale_responsibilities"] = self.get_responsibilities(adata)
         result.obs["scale_cluster"] = self.get_cluster_assignments(adata)

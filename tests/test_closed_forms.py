@@ -1,6 +1,7 @@
 """The hand-derived terms against explicit loops, one number at a time."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from helpers import small_cells, small_vae
 
 from pyro_scale.objectives import (
+    EXACT,
     collapsed,
     evaluate,
     importance_weighted,
@@ -122,6 +124,44 @@ def test_importance_weighted_is_the_log_mean_weight_and_one_sample_is_collapsed(
         torch.testing.assert_close(importance_weighted(at), weights.mean(0).log())
         one = evaluate(vae, cells, z_snd[:1])
         torch.testing.assert_close(importance_weighted(one), collapsed(one).total()[0])
+
+
+def test_leading_dimensions_are_samples():
+    """They may be in every argument: a term equals itself sample by sample."""
+    s, n, d, k, p = 2, 3, 4, 5, 6
+    z, loc, log_var = torch.randn(3, s, n, d).double()
+    loc_kd, log_var_kd = torch.randn(2, k, d).double()
+    log_pi = torch.randn(k).double().log_softmax(0)
+    logits, x = torch.randn(s, n, p).double(), (torch.rand(s, n, p) < 0.5).double()
+    var, var_kd = log_var.exp(), log_var_kd.exp()
+    log_n = terms.log_p_z_given_c(z, loc_kd, var_kd)
+    given_c = {"loc_kd": loc_kd, "var_kd": var_kd}
+    for term, arguments in [
+        (terms.bernoulli_log_lik, (logits, x)),
+        (partial(terms.bernoulli_log_lik, eps=1e-8), (logits, x)),
+        (terms.poisson_log_lik, (logits, x)),
+        (partial(terms.log_p_z_given_c, **given_c), (z,)),
+        (partial(terms.expected_log_p_z_given_c, **given_c), (loc, var)),
+        (terms.log_q_z, (z, loc, var)),
+        (terms.entropy_z, (var,)),
+        (partial(terms.log_responsibilities, log_pi), (log_n,)),
+        (partial(terms.log_responsibilities, log_pi, floor=1e-10), (log_n,)),
+        (partial(terms.log_optimal_q_c, log_pi), (log_n,)),
+    ]:
+        by_sample = torch.stack([term(*one) for one in zip(*arguments, strict=True)])
+        torch.testing.assert_close(term(*arguments), by_sample)
+
+
+def test_several_samples_of_z_are_so_many_evaluations():
+    vae, cells = small_vae().requires_grad_(False), small_cells()
+    z_snd = torch.randn(5, 6, 2).double()
+    for objective in (collapsed, mean_field, mean_field_at_z, scale):
+        by_sample = torch.stack([objective(evaluate(vae, cells, z)).total() for z in z_snd])
+        torch.testing.assert_close(objective(evaluate(vae, cells, z_snd)).total(), by_sample)
+
+
+def test_exact_means_no_constants():
+    assert EXACT == (0, 0, 0)
 
 
 def test_kl_weight_leaves_the_likelihood_alone(at):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import small_cells, small_vae
 
+from pyro_scale.objectives import terms
 from pyro_scale.programs import Cells, MixturePrior, MixtureVAE, build
 from pyro_scale.programs.prior import inverse_softplus
 
@@ -19,11 +20,36 @@ def test_prior_is_on_the_simplex_and_positive_for_any_parameter():
         assert (prior.var_kd >= prior.min_var).all()
 
 
+def test_a_new_prior_is_uniform_of_unit_variance_over_a_positive_floor():
+    prior = MixturePrior(n_components=4, n_latent=3).requires_grad_(False)
+    torch.testing.assert_close(prior.log_pi_k.exp(), torch.full((4,), 0.25))
+    torch.testing.assert_close(prior.var_kd, torch.ones(4, 3))
+    prior.raw_var_kd.fill_(-1e3)
+    assert (prior.var_kd > 0).all()
+
+
+def test_gamma_and_g_star_equal_the_hand_derived_ones_for_several_samples():
+    prior = MixturePrior(3, 2).double().requires_grad_(False)
+    prior.set_components(torch.rand(3).double(), prior.loc_kd, torch.rand(3, 2).double() + 0.1)
+    z, loc, log_var = torch.randn(3, 5, 4, 2).double()
+    log_n = terms.log_p_z_given_c(z, prior.loc_kd, prior.var_kd)
+    expected = terms.expected_log_p_z_given_c(loc, log_var.exp(), prior.loc_kd, prior.var_kd)
+    for ours, by_hand in [
+        (prior.log_responsibilities(z), terms.log_responsibilities(prior.log_pi_k, log_n)),
+        (
+            prior.log_optimal_q_c(loc, log_var.exp()),
+            terms.log_optimal_q_c(prior.log_pi_k, expected),
+        ),
+    ]:
+        torch.testing.assert_close(ours, by_hand)
+
+
 def test_mixture_density_integrates_to_one():
     prior = MixturePrior(3, 2).double()
     axis = torch.linspace(-12, 12, 601, dtype=torch.float64)
     z = torch.cartesian_prod(axis, axis)
-    total = prior.mixture().log_prob(z).exp().sum() * (axis[1] - axis[0]) ** 2
+    with torch.no_grad():
+        total = prior.mixture().log_prob(z).exp().sum() * (axis[1] - axis[0]) ** 2
     assert float(total) == pytest.approx(1.0, abs=1e-9)
 
 
@@ -47,6 +73,16 @@ def test_set_components_is_read_back():
     torch.testing.assert_close(prior.log_pi_k.exp(), pi)
     torch.testing.assert_close(prior.loc_kd, loc)
     torch.testing.assert_close(prior.var_kd, var)
+
+
+def test_set_components_raises_small_variances_and_empty_weights():
+    """To twice the floor, and to a tenth of a uniform share."""
+    prior = MixturePrior(4, 2, min_var=0.01).double().requires_grad_(False)
+    var = torch.tensor([1e-12, 0.015, 0.021, 1.0]).double()[:, None].repeat(1, 2)
+    prior.set_components(torch.tensor([0.0, 0.01, 0.49, 0.5]).double(), prior.loc_kd, var)
+    pi = torch.tensor([0.025, 0.025, 0.49, 0.5]).double()
+    torch.testing.assert_close(prior.log_pi_k.exp(), pi / pi.sum())
+    torch.testing.assert_close(prior.var_kd[:, 0], torch.tensor([0.02, 0.02, 0.021, 1.0]).double())
 
 
 def test_inverse_softplus_over_many_orders_of_magnitude():

@@ -113,11 +113,11 @@ def test_bounds_are_in_their_order(model):
     names = ("collapsed", "mean_field", "amortized", "scale")
     values = {
         name: np.array(
-            [model.get_elbo(bound=name, n_mc_samples=5, seed=s).mean() for s in range(30)]
+            [model.get_elbo(bound=name, n_mc_samples=5, seed=s).mean() for s in range(80)]
         )
         for name in names
     }
-    marginal = [model.get_marginal_ll(n_mc_samples=5, seed=s).mean() for s in range(30)]
+    marginal = [model.get_marginal_ll(n_mc_samples=5, seed=s).mean() for s in range(80)]
     chain = [np.array(marginal)] + [values[name] for name in ("collapsed", "mean_field", "scale")]
     pairs = [*itertools.pairwise(chain), (values["mean_field"], values["amortized"])]
     for higher, lower in pairs:

@@ -64,7 +64,7 @@ def test_an_argument_that_cannot_be_meant(adata, options, words):
         ({"lr": float("nan")}, "lr=nan"),
         ({"validation_size": 1.0}, "validation_size=1.0"),
         ({"warmup_epochs": 4}, "warmup_epochs=4 must be at least 0 and below max_epochs=4"),
-        ({"kl_warmup_epochs": -1}, "kl_warmup_epochs must not be negative"),
+        ({"kl_warmup_epochs": -1}, "kl_warmup_epochs=-1 must not be negative"),
         ({"seed": -1}, "seed=-1"),
         ({"devices": 2}, "devices=2, num_nodes=1: training on several devices"),
         ({"trainer_kwargs": {"devices": 2}}, "devices=2, num_nodes=1: training on several"),

@@ -1,5 +1,6 @@
 """The table of formulations x estimators, and what reads it."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 from helpers import small_cells, small_vae
 
+from pyro_scale.comparison.evaluate import draw, gradient_difference, twin_draw
 from pyro_scale.objectives import ESTIMATORS, TABLE, TWINS, Objective, find_row, to_markdown
 from pyro_scale.programs import FORMULATIONS, build
 
 SUPPORTED = [row for row in TABLE if row.supported]
 TRAINABLE = list({(r.formulation, r.estimator, r.c): r for r in SUPPORTED}.values())
+
+EXACT_ROWS = [row for row in SUPPORTED if row.value_agreement == "exact"]
 
 STRUCTURAL_ZEROS = {
     # One component has weight one whatever its logit, so nothing can move it.
@@ -33,11 +37,39 @@ def test_every_cell_of_the_matrix_is_filled():
     assert cells == expected
 
 
+def test_a_cell_is_refused_or_supported_and_no_row_is_there_twice():
+    cell = lambda row: (row.formulation, row.c, row.estimator)  # noqa: E731
+    refused = [cell(row) for row in TABLE if not row.supported]
+    assert set(refused).isdisjoint(map(cell, SUPPORTED))
+    assert len(TABLE) == len(set(TABLE)) == len(refused) + len(SUPPORTED)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TABLE[0].twin = "scale"
+
+
 def test_supported_rows_have_a_twin_and_every_formulation_has_one():
     assert len(SUPPORTED) >= 14
     assert {row.twin for row in SUPPORTED} == set(TWINS)
     assert {row.formulation for row in SUPPORTED} == set(FORMULATIONS)
     assert all(not row.twin for row in TABLE if not row.supported)
+
+
+def test_find_row_finds_every_row_and_the_defaults():
+    for row in TRAINABLE:
+        found = find_row(row.formulation, row.estimator, row.c)
+        assert (found.formulation, found.estimator, found.c) == (
+            row.formulation,
+            row.estimator,
+            row.c,
+        )
+    assert {name: (find_row(name).estimator, find_row(name).c) for name in FORMULATIONS} == {
+        "collapsed": ("Trace_ELBO", "collapsed"),
+        "model_enumerated": ("TraceEnum_ELBO", "enumerated"),
+        "structured": ("TraceEnum_ELBO", "enumerated"),
+        "mean_field": ("TraceEnumMeanField_ELBO", "enumerated"),
+        "amortized": ("TraceEnumMeanField_ELBO", "enumerated"),
+        "scale": ("TraceEnum_ELBO", "enumerated"),
+    }
+    assert find_row("scale", c="sampled").estimator == "Trace_ELBO"
 
 
 @pytest.mark.parametrize(
@@ -99,19 +131,60 @@ def test_the_declared_structural_zeros_are_the_only_ones():
     assert zero == STRUCTURAL_ZEROS["K = 1"]
 
 
+@pytest.mark.parametrize("row", EXACT_ROWS, ids=row_id)
+def test_exact_rows_equal_their_twins(row):
+    vae, cells = small_vae(classifier=True), small_cells()
+    objective = Objective(vae, row.formulation, row.estimator, row.c, n_particles=row.n_particles)
+    one = draw(vae, objective, cells)
+    loss, by_hand = twin_draw(vae, row, cells, one.z_nd)
+    assert one.loss == pytest.approx(loss, rel=1e-9)
+    if row.gradient_agreement == "exact":
+        assert gradient_difference(one.gradients, by_hand) <= 1e-9
+
+
+@pytest.mark.parametrize("row", TRAINABLE, ids=row_id)
+def test_loss_forward_and_backward_give_one_value(row):
+    vae, cells = small_vae(classifier=True), small_cells()
+    objective = Objective(vae, row.formulation, row.estimator, row.c)
+
+    def same_draw(evaluate, *weight):
+        torch.manual_seed(5)
+        return float(evaluate(cells, *weight))
+
+    for weight in ((), (0.3,)):
+        value = same_draw(objective.loss, *weight)
+        assert all(parameter.grad is None for parameter in vae.parameters())
+        if objective.differentiable:
+            forward = same_draw(lambda *inputs: objective(*inputs).detach(), *weight)
+            assert forward == pytest.approx(value)
+        else:
+            with pytest.raises(NotImplementedError, match=r"call \.backward"):
+                objective(cells)
+        assert same_draw(objective.backward, *weight) == pytest.approx(value)
+        vae.zero_grad()
+    assert same_draw(objective.loss) == same_draw(objective.loss, 1.0) != value
+
+
+def test_objective_draws_once_unless_told_and_iwae_four_times():
+    objective = Objective(small_vae(), "collapsed", "RenyiELBO")
+    assert (objective.elbo.num_particles, objective.elbo.max_plate_nesting) == (1, 1)
+    assert find_row("collapsed", "RenyiELBO").n_particles == 4
+
+
 @pytest.mark.parametrize("row", TRAINABLE, ids=row_id)
 def test_divided_gradients_are_the_gradients_divided(row):
     vae = small_vae(classifier=True)
     cells = small_cells()
     objective = Objective(vae, row.formulation, row.estimator, row.c, n_particles=2)
     losses, grads = [], []
-    for divide_by in (1.0, 4.0):
+    for divide_by in (1.0, 4.0, 2.0, 0.5):
         torch.manual_seed(5)
         vae.zero_grad()
         losses.append(objective.backward(cells, divide_by=divide_by) * divide_by)
         grads.append(vae.encoder.loc.weight.grad * divide_by)
-    assert losses[0] == pytest.approx(losses[1])
-    torch.testing.assert_close(*grads)
+    for loss, grad in zip(losses, grads, strict=True):
+        assert loss == pytest.approx(losses[0])
+        torch.testing.assert_close(grad, grads[0])
 
 
 def test_readme_has_this_table():

@@ -71,7 +71,7 @@ def compare(
     if n_samples < 2:
         raise ValueError(f"n_samples={n_samples} must be at least two, for a standard error.")
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(True):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs
         vae, cells, steps = prepare(
             model, adata_or_x, n_cells=n_cells, seed=seed, warmup_steps=warmup_steps
         )

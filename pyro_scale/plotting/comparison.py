@@ -71,7 +71,7 @@ def plot_ladder(frame: pd.DataFrame) -> Figure:
     Parameters
     ----------
     frame
-        ``Ladder.to_frame()``.
+        Columns ``gap_posterior``, ``gap_optimal``, ``gap_averaged``, ``gap_scale``, in nats.
     """
     gaps = [
         ("gap_posterior", "log p(x) − L_str = KL(q(z|x) ‖ p(z|x))"),

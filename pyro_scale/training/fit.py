@@ -40,14 +40,15 @@ class _StopAtBest(EarlyStopping):
             check_finite=False,
             check_on_train_epoch_end=False,  # otherwise on_validation_end does not look at all
         )
-        self.first_epoch = max(plan.n_warmup, plan.kl_warmup_epochs)
+        self.keep_best = plan.early_stopping
+        self.first_epoch = max(plan.n_warmup, plan.n_kl_warmup)
         self.best_state: dict[str, torch.Tensor] | None = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.current_epoch < self.first_epoch:
             return
         super().on_validation_end(trainer, pl_module)
-        if self.wait_count == 0:
+        if self.keep_best and self.wait_count == 0:
             self.best_state = copy.deepcopy(self.vae.state_dict())
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -122,7 +123,7 @@ def fit(
         If several devices or nodes are asked for.
     """
     given = {"devices": devices, "num_nodes": 1, **(trainer_kwargs or {})}
-    if given["devices"] not in ("auto", 1, "1") or given["num_nodes"] != 1:
+    if given["devices"] not in ("auto", 1, "1", [0]) or given["num_nodes"] != 1:
         raise ValueError(
             f"devices={given['devices']!r}, num_nodes={given['num_nodes']!r}: training on several "
             "devices is not there yet; leave both out."

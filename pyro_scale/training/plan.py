@@ -20,7 +20,8 @@ class TrainingPlan:
         The first epochs, with an N(0, I) prior in place of the mixture; at their end the
         mixture starts from the encoder's means. None: three fifths of ``max_epochs``.
     kl_warmup_epochs
-        Epochs over which the weight of the KL terms rises linearly to one.
+        Epochs over which the weight of the KL terms rises linearly to one. None: 20, or a
+        third of ``max_epochs`` if that is less.
     batch_size
         Cells per step.
     lr, weight_decay
@@ -40,7 +41,7 @@ class TrainingPlan:
 
     max_epochs: int = 200
     warmup_epochs: int | None = None
-    kl_warmup_epochs: int = 20
+    kl_warmup_epochs: int | None = None
     batch_size: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.0
@@ -62,8 +63,10 @@ class TrainingPlan:
         for name in ("lr", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above zero.")
-        if self.weight_decay < 0 or self.kl_warmup_epochs < 0:
-            raise ValueError("weight_decay and kl_warmup_epochs must not be negative.")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+        if self.kl_warmup_epochs is not None and self.kl_warmup_epochs < 0:
+            raise ValueError(f"kl_warmup_epochs={self.kl_warmup_epochs} must not be negative.")
         if not 0 <= self.validation_size < 1:
             raise ValueError(
                 f"validation_size={self.validation_size!r} is a share of the cells: expected "
@@ -80,8 +83,15 @@ class TrainingPlan:
         """Epochs with the N(0, I) prior."""
         return 3 * self.max_epochs // 5 if self.warmup_epochs is None else self.warmup_epochs
 
+    @property
+    def n_kl_warmup(self) -> int:
+        """Epochs with a KL weight below one, or at it for the first time."""
+        if self.kl_warmup_epochs is None:
+            return min(20, self.max_epochs // 3)
+        return self.kl_warmup_epochs
+
     def kl_weight(self, epoch: int) -> float:
         """Weight of the KL terms in an epoch: above zero, and one after the KL warm-up."""
-        if epoch >= self.kl_warmup_epochs:
+        if epoch >= self.n_kl_warmup:
             return 1.0
-        return (epoch + 1) / self.kl_warmup_epochs
+        return (epoch + 1) / self.n_kl_warmup
