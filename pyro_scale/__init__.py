@@ -9,6 +9,7 @@ SCALE(60 cells x 200 peaks, K=2, D=2, collapsed by Trace_ELBO, bernoulli, untrai
 
 from importlib.metadata import version
 
+from pyro_scale import analysis, data
 from pyro_scale.comparison import compare, ladder
 from pyro_scale.data import simulate
 from pyro_scale.errors import DataError, ModelFileError, NotTrainedError
@@ -19,7 +20,9 @@ __all__ = [
     "DataError",
     "ModelFileError",
     "NotTrainedError",
+    "analysis",
     "compare",
+    "data",
     "ladder",
     "simulate",
 ]

@@ -38,7 +38,7 @@ class Constants(NamedTuple):
     log_eps
         Added to the probabilities inside the logarithms of the likelihood.
     gamma_floor
-        Added to every component's density before gamma is normalised.
+        Added to every pi_c p(z|c) before gamma is normalised.
     var_eps
         Added to the component variances: once in gamma, twice in the loss.
     """
