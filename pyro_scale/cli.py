@@ -196,7 +196,7 @@ def compare(
     n_components: K = 8,
     seed: Seed = 0,
     n_cells: Annotated[int, typer.Option(help="Cells to compare on.")] = 48,
-    n_samples: Annotated[int, typer.Option(help="Draws per row.")] = 32,
+    n_samples: Annotated[int, typer.Option(help="Draws per row.")] = 24,
     layer: Layer = None,
     likelihood: Likelihood = "bernoulli",
     json: Annotated[Path | None, typer.Option(help="Write rows and reasons here.")] = None,
@@ -233,7 +233,7 @@ def demo(output: Out = Path("scale_output"), seed: Seed = 0, overwrite: Overwrit
         model = ps.SCALE(adata, 5, hidden=(256, 128), seed=seed)
         _run(adata, model, output, overwrite, "cell_type", epochs=80)
         plain = ps.SCALE(adata, 5, hidden=(256, 128), preset="plain", seed=seed)
-        _compare(plain, 48, 32, seed, output / "comparison.json", output / "comparison.png")
+        _compare(plain, 48, 24, seed, output / "comparison.json", output / "comparison.png")
 
 
 def main() -> None:

@@ -50,12 +50,16 @@ def show(table: Comparison) -> None:
     console.print(f"compared with {settings}", highlight=False)
     gaps = ", ".join(f"{key}: {value:.3g}" for key, value in table.gaps.items())
     console.print(f"gaps between the bounds here, nats per cell: {gaps}", highlight=False)
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("formulation", "c", "estimator", "closed form"):
-        shown.add_column(name)
-    for name in ("value", "difference", "gradient", "variance", "ms"):
-        shown.add_column(name, justify="right")
-    shown.add_column("")
+    wide = console.width >= 120
+    shown = Table(
+        box=None, header_style="bold", pad_edge=False, padding=(0, 2 if wide else 1, 0, 0)
+    )
+    names = ["formulation", "c", "estimator", *(["closed form", "value"] if wide else [])]
+    names += ["difference", "gradient", "variance", *(["ms"] if wide else []), ""]
+    for name in names:
+        text = name in ("formulation", "c", "estimator", "closed form", "")
+        header = "differs" if name == "difference" and not wide else name
+        shown.add_column(header, no_wrap=True, justify="left" if text else "right")
     colours = {"holds": "green", "FAILS": "bold red", "no power": "yellow"}
     supported = [row for row in table.rows if row.supported]
     for row in supported:
@@ -64,18 +68,19 @@ def show(table: Comparison) -> None:
             if row.max_gradient_z is not None
             else f"{row.max_relative_gradient_difference:.0e}"
         )
-        shown.add_row(
-            row.formulation,
-            row.c,
-            row.estimator,
-            row.twin,
-            f"{row.value:.2f}",
-            f"{row.difference:.1e}",
-            gradient,
-            f"{row.gradient_variance:.3g}",
-            f"{1000 * (row.seconds or 0):.0f}",
-            f"[{colours[row.verdict]}]{row.verdict}[/]",
-        )
+        cells = {
+            "formulation": row.formulation,
+            "c": row.c,
+            "estimator": row.estimator.removesuffix("_ELBO"),
+            "closed form": row.twin,
+            "value": f"{row.value:.2f}",
+            "difference": f"{row.difference:.1e}",
+            "gradient": gradient,
+            "variance": f"{row.gradient_variance:.1e}",
+            "ms": f"{1000 * (row.seconds or 0):.0f}",
+            "": f"[{colours[row.verdict]}]{row.verdict}[/]",
+        }
+        shown.add_row(*(cells[name] for name in names))
     console.print(shown)
     hold = sum(row.holds is True for row in supported)
     console.print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,15 +19,13 @@ from pyro_scale.objectives import TABLE, Row
 
 __all__ = ["compare"]
 
-logger = logging.getLogger(__name__)
-
 
 def compare(
     model: Comparable,
     adata_or_x: AnnData | NDArray[Any] | None = None,
     *,
     n_cells: int = 48,
-    n_samples: int = 32,
+    n_samples: int = 24,
     seed: int = 0,
     warmup_steps: int | None = None,
     progress: Callable[[Iterable[Row]], Iterable[Row]] = iter,
@@ -45,7 +42,7 @@ def compare(
     adata_or_x
         Cells, or a matrix with the model's peaks; None: the model's own cells.
     n_cells, n_samples, seed
-        How many cells, and how many draws per row (exact rows take at most 20). More of
+        How many cells, and how many draws per row (exact rows take at most 10). More of
         either see smaller differences.
     warmup_steps
         Steps of Adam on these cells beforehand. None: 30 if the model is untrained (there,
@@ -102,5 +99,4 @@ def compare(
         "critical_z": threshold,
         "dtype": "float64",
     }
-    logger.info("compared with %s", settings)
     return Comparison(tuple(rows), gaps, settings)

@@ -18,7 +18,7 @@ __all__ = ["TOLERANCE", "bound_gaps", "judge"]
 
 TOLERANCE = 1e-9
 """Largest relative difference that "exact" allows, in float64."""
-_N_VARIANCE = 20  # draws behind a gradient variance; exact rows need no others
+_N_VARIANCE = 10  # draws behind a gradient variance; exact rows need no others
 _N_EXACT_GRADIENTS = 2
 
 
