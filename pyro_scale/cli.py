@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import anndata
-import pandas as pd
 import typer
 from anndata import AnnData
 
@@ -240,5 +239,4 @@ def main() -> None:
     """Entry point of ``pyro-scale``."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore", category=FutureWarning)
-    pd.set_option("display.width", 120)
     app()

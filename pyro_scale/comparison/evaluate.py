@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -122,16 +120,10 @@ def gradient_difference(ours: Gradients, twin: Gradients) -> float:
     return worst
 
 
-@contextmanager
-def _pyro_warnings_only() -> Iterator[list[warnings.WarningMessage]]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield caught
-
-
 def refusal(vae: MixtureVAE, row: Row, cells: Cells) -> str:
     """Why a combination is not supported, in the library's own words where it has any."""
-    with _pyro_warnings_only() as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         try:
             objective = Objective(
                 vae, row.formulation, row.estimator, row.c, n_particles=row.n_particles
