@@ -52,7 +52,12 @@ def _read(path: Path) -> AnnData:
 
 
 def _run(
-    adata: AnnData, model: ps.SCALE, output: Path, overwrite: bool, label: str | None, epochs: int
+    adata: AnnData,
+    model: ps.SCALE,
+    output: Path,
+    overwrite: bool,
+    label: str | None,
+    epochs: int | None,
 ) -> None:
     """Train, then write the whole result beside its place and move it there."""
     started = time.perf_counter()
@@ -135,7 +140,10 @@ def run(
     preset: Annotated[
         str, typer.Option(help="default, or plain: the model of the paper, without extras.")
     ] = "default",
-    max_epochs: Annotated[int, typer.Option(help="Most passes over the cells.")] = 200,
+    max_epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the cells; default: a million / cells, in 50 to 300."),
+    ] = None,
     label: Annotated[
         str | None, typer.Option(help="A column of obs to score the clusters against, afterwards.")
     ] = None,
@@ -229,7 +237,7 @@ def demo(output: Out = Path("scale_output"), seed: Seed = 0, overwrite: Overwrit
         _refuse_existing(output, overwrite)
         adata = ps.simulate(n_cells=1000, n_peaks=3000, n_clusters=5, seed=seed)
         console.print(f"simulated {adata.n_obs} cells x {adata.n_vars} peaks in 5 clusters")
-        model = ps.SCALE(adata, 5, hidden=(256, 128), seed=seed)
+        model = ps.SCALE(adata, 5, seed=seed)
         _run(adata, model, output, overwrite, "cell_type", epochs=80)
         plain = ps.SCALE(adata, 5, hidden=(256, 128), preset="plain", seed=seed)
         _compare(plain, 48, 24, seed, output / "comparison.json", output / "comparison.png")

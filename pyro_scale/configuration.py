@@ -27,14 +27,19 @@ class Configuration:
     c: Treatment | None = None
     likelihood: LikelihoodName = "bernoulli"
     preset: Literal["default", "plain"] = "default"
-    hidden: tuple[int, ...] = (1024, 128)
+    hidden: tuple[int, ...] | None = None
     decoder_hidden: tuple[int, ...] = ()
+    n_lsi: int = 50
     layer: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name in ("n_components", "n_latent"):
+        if self.preset not in ("default", "plain"):
+            raise ValueError(f"preset={self.preset!r} is not known; choose 'default' or 'plain'.")
+        if self.hidden is None:
+            object.__setattr__(self, "hidden", (1024, 128) if self.plain else (128,))
+        for name in ("n_components", "n_latent", "n_lsi"):
             value = getattr(self, name)
             if not _whole(value) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least one.")
@@ -55,14 +60,17 @@ class Configuration:
             raise ValueError(
                 f"likelihood={self.likelihood!r} is not known; choose 'bernoulli' or 'poisson'."
             )
-        if self.preset not in ("default", "plain"):
-            raise ValueError(f"preset={self.preset!r} is not known; choose 'default' or 'plain'.")
         _ = self.row
 
     @property
     def row(self) -> Row:
         """The row of the table that training follows."""
         return find_row(self.formulation, self.estimator, self.c)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the networks are those of the paper."""
+        return self.preset == "plain"
 
     @property
     def binary(self) -> bool:

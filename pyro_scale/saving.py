@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from pyro_scale.configuration import Configuration
 from pyro_scale.errors import ModelFileError
-from pyro_scale.programs import MixtureVAE
+from pyro_scale.programs import Lsi, MixtureVAE
 
 __all__ = ["SCHEMA_VERSION", "Saved", "description", "load", "save"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _FILES = ("model.json", "peaks.json", "history.json", "weights.safetensors")
 
 
@@ -107,7 +107,7 @@ def load(directory: Path) -> Saved:
         )
     try:
         configuration = Configuration(**options)
-        vae = _empty_vae(configuration, len(peaks))
+        vae = _empty_vae(configuration, len(peaks), weights)
         vae.load_state_dict(weights)
         frame = pd.DataFrame.from_records(history)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -120,19 +120,21 @@ def load(directory: Path) -> Saved:
     )
 
 
-def _empty_vae(configuration: Configuration, n_peaks: int) -> MixtureVAE:
+def _empty_vae(
+    configuration: Configuration, n_peaks: int, weights: dict[str, torch.Tensor]
+) -> MixtureVAE:
     """Networks of the right shapes, to be overwritten."""
-    plain = configuration.preset == "plain"
+    directions = weights.get("encoder.lsi.directions_pr", torch.empty(n_peaks, 0))
     with torch.random.fork_rng(devices=[]):
         return MixtureVAE(
             n_peaks,
             configuration.n_components,
             configuration.n_latent,
-            hidden=configuration.hidden,
+            hidden=configuration.hidden or (),
             decoder_hidden=configuration.decoder_hidden,
             likelihood=configuration.likelihood,
-            layer_norm=not plain,
-            idf_p=None if plain else torch.zeros(n_peaks),
-            mean_log_depth=None if plain or not configuration.binary else 0.0,
+            layer_norm=not configuration.plain,
+            lsi=None if configuration.plain else Lsi(n_peaks, directions.shape[-1]),
+            mean_log_depth=None if configuration.plain or not configuration.binary else 0.0,
             classifier=configuration.formulation == "amortized",
         )

@@ -44,11 +44,14 @@ class SCALE(Results):
         ``"bernoulli"`` (counts are set to 0/1, on a copy) or ``"poisson"`` (counts, with the
         cell's depth as exposure).
     preset
-        ``"default"``: TF-IDF input, layer normalisation, a depth term in the Bernoulli
-        likelihood, decoder bias started at the peaks' accessibility. ``"plain"``: none of
-        these, the model of the paper.
+        ``"default"``: the encoder reads latent semantic indexing, layer normalisation, a depth
+        term in the Bernoulli likelihood, decoder bias started at the peaks' accessibility.
+        ``"plain"``: none of these, the model of the paper.
     hidden, decoder_hidden
-        Widths of the hidden layers; SCALE's are (1024, 128) and none (a linear decoder).
+        Widths of the hidden layers. None: (128,) on LSI, and SCALE's (1024, 128) in the plain
+        model; the decoder is linear, as SCALE's.
+    n_lsi
+        Directions of the latent semantic indexing that the default encoder reads.
     layer
         Read ``adata.layers[layer]`` instead of ``adata.X``.
     seed
@@ -87,8 +90,9 @@ class SCALE(Results):
         c: Treatment | None = None,
         likelihood: LikelihoodName = "bernoulli",
         preset: Literal["default", "plain"] = "default",
-        hidden: tuple[int, ...] = (1024, 128),
+        hidden: tuple[int, ...] | None = None,
         decoder_hidden: tuple[int, ...] = (),
+        n_lsi: int = 50,
         layer: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -102,6 +106,7 @@ class SCALE(Results):
             preset,
             hidden,
             decoder_hidden,
+            n_lsi,
             layer,
             seed,
         )
@@ -117,11 +122,13 @@ class SCALE(Results):
                 counts,
                 self.configuration.n_components,
                 self.configuration.n_latent,
-                hidden=self.configuration.hidden,
+                hidden=self.configuration.hidden or (),
                 decoder_hidden=self.configuration.decoder_hidden,
                 likelihood=likelihood,
-                plain=preset == "plain",
+                plain=self.configuration.plain,
                 classifier=formulation == "amortized",
+                n_lsi=self.configuration.n_lsi,
+                seed=self.configuration.seed,
             )
         self._set(vae.eval(), counts, history=pd.DataFrame())
 
@@ -140,11 +147,11 @@ class SCALE(Results):
 
     def train(
         self,
-        max_epochs: int = 200,
+        max_epochs: int | None = None,
         *,
         accelerator: str = "auto",
         devices: int | str = "auto",
-        early_stopping: bool = True,
+        early_stopping: bool = False,
         batch_size: int = 128,
         progress_bar: bool = True,
         trainer_kwargs: dict[str, Any] | None = None,
@@ -153,23 +160,26 @@ class SCALE(Results):
         """Train on the cells given at construction, without labels.
 
         First the encoder and decoder under an N(0, I) prior, then the mixture, started from
-        k-means on the encoder's means. Trains anew each time from the present weights.
+        a clustering of the encoder's means. Trains anew each time from the present weights.
 
         Parameters
         ----------
         max_epochs
-            Passes over the training cells, warm-up included.
+            Passes over the training cells, warm-up included. None: a million divided by the
+            number of cells, but at least 50 and at most 300.
         accelerator, devices, trainer_kwargs
             As Lightning's Trainer.
         early_stopping
-            Stop when the bound of held-out cells no longer rises, and keep the best weights.
+            Hold out a tenth of the cells (or ``validation_size``), stop when their bound no
+            longer rises, and keep the best weights. Otherwise training runs to its end on all
+            cells, which clusters better: components go on sharpening after that bound peaks.
         batch_size
             Cells per step.
         progress_bar
             Show one.
         plan_kwargs
             Further settings of :class:`pyro_scale.training.TrainingPlan`: ``warmup_epochs``,
-            ``kl_warmup_epochs``, ``lr``, ``weight_decay``, ``gradient_clip``,
+            ``kl_warmup_epochs``, ``lr``, ``decoder_precision``, ``gradient_clip``,
             ``validation_size``, ``patience``, ``n_particles``, ``seed``.
         """
         known = [field.name for field in fields(TrainingPlan)]
@@ -179,6 +189,10 @@ class SCALE(Results):
                 f"train() has no setting {', '.join(map(repr, unknown))}; the settings are "
                 f"{', '.join(known)}."
             )
+        if max_epochs is None:
+            max_epochs = min(max(1_000_000 // self._counts.n_cells, 50), 300)
+        if early_stopping:
+            plan_kwargs = {"validation_size": 0.1, **plan_kwargs}
         plan = TrainingPlan(
             max_epochs=max_epochs,
             early_stopping=early_stopping,

@@ -51,6 +51,11 @@ def forebrain(data_folder):
 
 
 @pytest.fixture
+def leukemia(data_folder):
+    return anndata.read_h5ad(data_folder / "leukemia_aml_su070_su353.h5ad")
+
+
+@pytest.fixture
 def cells():
     """Eighty small cells in three clusters."""
     return ps.simulate(n_cells=80, n_peaks=120, n_clusters=3, density=0.1, seed=1)

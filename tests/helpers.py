@@ -4,7 +4,7 @@ import torch
 
 import pyro_scale as ps
 from pyro_scale.objectives import Objective
-from pyro_scale.programs import Cells, MixtureVAE
+from pyro_scale.programs import Cells, Lsi, MixtureVAE
 
 
 def small_vae(*, likelihood="bernoulli", n_components=3, n_latent=2, n_peaks=25, **kwargs):
@@ -16,6 +16,13 @@ def small_vae(*, likelihood="bernoulli", n_components=3, n_latent=2, n_peaks=25,
         vae.prior.logits_k.copy_(torch.linspace(-0.5, 0.7, n_components))
         vae.prior.raw_var_kd.add_(0.5 * torch.randn_like(vae.prior.raw_var_kd))
     return vae
+
+
+def small_lsi(n_peaks=25, n_directions=5):
+    lsi = Lsi(n_peaks, n_directions)
+    lsi.idf_p.copy_(0.5 + torch.rand(n_peaks))
+    lsi.directions_pr.copy_(torch.linalg.qr(torch.randn(n_peaks, n_directions))[0])
+    return lsi
 
 
 def small_cells(*, likelihood="bernoulli", n_cells=6, n_peaks=25):

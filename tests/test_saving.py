@@ -82,7 +82,7 @@ def test_nothing_saved_can_execute(folder):
     names = {"model.json", "peaks.json", "history.json", "weights.safetensors"}
     assert {path.name for path in folder.iterdir()} == names
     model = json.loads((folder / "model.json").read_text(), parse_constant=pytest.fail)
-    assert model["schema_version"] == 1
+    assert model["schema_version"] == 2
     assert model["versions"]["pyro-scale"] == ps.__version__
 
 
@@ -143,8 +143,8 @@ DAMAGES = {
     "weights cut": (cut("weights.safetensors"), "holds a damaged model"),
     "weights empty": (write("weights.safetensors", b""), "holds a damaged model"),
     "a later schema": (
-        rewrite("model.json", lambda m: m | {"schema_version": 2}),
-        "has schema version 2; this version reads 1",
+        rewrite("model.json", lambda m: m | {"schema_version": 3}),
+        "has schema version 3; this version reads 2",
     ),
     "history of nothing": (write("history.json", b"5"), "do not fit each other"),
     "history of one row": (write("history.json", b'{"epoch": 1}'), "do not fit each other"),

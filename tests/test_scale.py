@@ -121,7 +121,7 @@ def test_every_formulation_rises_and_moves_every_parameter(adata, formulation, p
 
 
 def test_history_has_a_row_for_every_epoch(adata):
-    history = train(small_scale(adata), 10, kl_warmup_epochs=4).history
+    history = train(small_scale(adata), 10, kl_warmup_epochs=4, validation_size=0.1).history
     assert list(history.columns) == ["phase", "kl_weight", "elbo_train", "elbo_validation"]
     assert history.index.name == "epoch"
     assert list(history.index) == list(range(10))
@@ -132,7 +132,7 @@ def test_history_has_a_row_for_every_epoch(adata):
 
 def test_without_held_out_cells_training_runs_to_the_end(adata, caplog):
     caplog.set_level(logging.INFO, logger="pyro_scale")
-    history = train(small_scale(adata), 9, validation_size=0, patience=1).history
+    history = train(small_scale(adata), 9, patience=1).history
     assert "elbo_validation" not in history
     assert len(history) == 9
     assert "no cells are held out: training runs for all 9 epochs." in caplog.messages
@@ -161,6 +161,7 @@ def test_early_stopping_goes_back_to_the_best_epoch_after_the_warm_up(adata, war
     weights = Weights()
     model = small_scale(adata, preset="plain", hidden=(64,))
     options = {"warmup_epochs": warmup_epochs, "kl_warmup_epochs": 5, "patience": 2, "lr": 3e-2}
+    options |= {"early_stopping": True, "decoder_precision": 0}
     train(model, 100, **options, trainer_kwargs={"callbacks": [weights], **more})
     held_out = model.history["elbo_validation"]
     best = held_out.loc[max(5, warmup_epochs) :].idxmax()
@@ -178,7 +179,9 @@ def test_arguments_of_the_trainer_are_passed_on(adata):
     steps = Steps()
     train(small_scale(adata), 4, trainer_kwargs={"limit_train_batches": 1, "callbacks": steps})
     assert steps.n == 4
-    seldom = train(small_scale(adata), 4, trainer_kwargs={"check_val_every_n_epoch": 2})
+    seldom = train(
+        small_scale(adata), 4, validation_size=0.1, trainer_kwargs={"check_val_every_n_epoch": 2}
+    )
     assert list(seldom.history["elbo_validation"].isna()) == [True, False, True, False]
 
 

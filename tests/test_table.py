@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small_cells, small_vae
+from helpers import small_cells, small_lsi, small_vae
 
 from pyro_scale.comparison.evaluate import draw, gradient_difference, twin_draw
 from pyro_scale.objectives import ESTIMATORS, TABLE, TWINS, Objective, find_row, to_markdown
@@ -111,7 +111,7 @@ def test_every_parameter_gets_a_gradient_and_a_step_lowers_nothing_to_nan(row, l
         likelihood=likelihood,
         classifier=row.formulation == "amortized",
         mean_log_depth=2.0 if likelihood == "bernoulli" else None,
-        idf_p=torch.rand(25).double() + 0.5,
+        lsi=small_lsi(),
         layer_norm=True,
     )
     cells = small_cells(likelihood=likelihood, n_cells=12)

@@ -11,7 +11,7 @@ from pyro_scale.programs.guides import (
 )
 from pyro_scale.programs.likelihood import BernoulliLikelihood, PoissonLikelihood
 from pyro_scale.programs.models import AuxiliaryModel, CollapsedModel, MixtureModel
-from pyro_scale.programs.networks import Classifier, Encoder, TfIdf
+from pyro_scale.programs.networks import Classifier, Encoder, Lsi
 from pyro_scale.programs.prior import MixturePrior
 from pyro_scale.programs.vae import LikelihoodName, MixtureVAE
 
@@ -28,6 +28,7 @@ __all__ = [
     "Formulation",
     "LatentGuide",
     "LikelihoodName",
+    "Lsi",
     "MeanFieldGuide",
     "MixtureModel",
     "MixturePrior",
@@ -35,7 +36,6 @@ __all__ = [
     "PoissonLikelihood",
     "Programs",
     "StructuredGuide",
-    "TfIdf",
     "Treatment",
     "build",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_scale.programs.cells import Cells
 
-__all__ = ["Classifier", "Encoder", "TfIdf", "mlp"]
+__all__ = ["Classifier", "Encoder", "Lsi", "mlp"]
 
 
 def mlp(sizes: Sequence[int], *, layer_norm: bool = False) -> nn.Sequential:
@@ -34,32 +34,50 @@ def linear(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
-class TfIdf(nn.Module):
-    """Term frequency - inverse document frequency, on the log scale, of unit length per cell.
+class Lsi(nn.Module):
+    r"""Latent semantic indexing: TF-IDF projected on R directions, of unit length per cell.
 
-    ``log1p(1e4 * x_np / depth_n * idf_p)``, then divided by its Euclidean norm and multiplied
-    by ``sqrt(P)`` so that inputs have unit mean square whatever the number of peaks.
+    .. math:: y_n = \log(1 + 10^4 \, x_n / \mathrm{depth}_n \cdot \mathrm{idf}), \quad
+              f_n = \sqrt{R} \; y_n V / \lVert y_n V \rVert
+
+    The directions are the data's (:func:`pyro_scale.training.lsi_of`) and are not trained. In
+    training mode a random share of the peaks is hidden from the encoder while the decoder still
+    accounts for all of them: z then holds what peaks share, not what one cell happens to show.
+    The bound remains a bound, averaged over what is hidden.
 
     Parameters
     ----------
-    idf_p
-        Inverse document frequency of each peak, shape ``(P,)``.
+    n_peaks, n_directions
+        P and R.
+    hidden_share
+        Share of the peaks hidden in training.
 
     References
     ----------
-    Cusanovich et al. 2015, doi:10.1126/science.aab1601.
+    Cusanovich et al. 2015, doi:10.1126/science.aab1601 (TF-IDF, SVD, depth's component left out).
+    Vincent et al. 2008, doi:10.1145/1390156.1390294 (inputs hidden in training).
     """
 
-    def __init__(self, idf_p: Tensor) -> None:
+    def __init__(self, n_peaks: int, n_directions: int, *, hidden_share: float = 0.5) -> None:
         super().__init__()
-        self.register_buffer("idf_p", idf_p)
+        self.hidden_share = hidden_share
+        self.register_buffer("idf_p", torch.ones(n_peaks))
+        self.register_buffer("directions_pr", torch.zeros(n_peaks, n_directions))
         self.idf_p: Tensor
+        self.directions_pr: Tensor
+
+    @property
+    def n_directions(self) -> int:
+        """R, the number of directions."""
+        return self.directions_pr.shape[1]
 
     def forward(self, cells: Cells) -> Tensor:
-        """The transformed accessibility, shape ``(n, p)``."""
+        """The cells' coordinates, shape ``(n, r)``, each row of length sqrt(R)."""
         tf_np = cells.x_np / cells.depth_n.clamp_min(1.0).unsqueeze(-1)
         y_np = torch.log1p(1e4 * tf_np * self.idf_p)
-        return F.normalize(y_np, dim=-1) * len(self.idf_p) ** 0.5
+        if self.training:
+            y_np = y_np * (torch.rand_like(y_np) >= self.hidden_share)
+        return F.normalize(y_np @ self.directions_pr, dim=-1) * self.n_directions**0.5
 
 
 class Encoder(nn.Module):
@@ -73,8 +91,8 @@ class Encoder(nn.Module):
         Widths of the hidden layers.
     layer_norm
         Normalise each hidden layer.
-    transform
-        Maps :class:`Cells` to the network's input, shape ``(n, p)``; None feeds ``x_np``.
+    lsi
+        Maps :class:`Cells` to the network's input, shape ``(n, r)``; None feeds ``x_np``.
     min_var
         Floor of the posterior variance, in squared latent units.
     """
@@ -86,21 +104,21 @@ class Encoder(nn.Module):
         hidden: Sequence[int],
         *,
         layer_norm: bool = False,
-        transform: nn.Module | None = None,
+        lsi: Lsi | None = None,
         min_var: float = 1e-6,
     ) -> None:
         super().__init__()
         self.min_var = min_var
-        self.transform = transform
-        self.trunk = mlp([n_peaks, *hidden], layer_norm=layer_norm)
-        width = [n_peaks, *hidden][-1]
+        self.lsi = lsi
+        sizes = [n_peaks if lsi is None else lsi.n_directions, *hidden]
+        self.trunk = mlp(sizes, layer_norm=layer_norm)
+        width = sizes[-1]
         self.loc = linear(width, n_latent)
         self.raw_var = linear(width, n_latent)
 
     def features(self, cells: Cells) -> Tensor:
         """The last hidden layer, shape ``(n, hidden[-1])``."""
-        x_np = cells.x_np if self.transform is None else self.transform(cells)
-        return self.trunk(x_np)
+        return self.trunk(cells.x_np if self.lsi is None else self.lsi(cells))
 
     def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(z|x) from the last hidden layer, each ``(n, d)``."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_scale.programs.cells import Cells
 from pyro_scale.programs.likelihood import BernoulliLikelihood, PoissonLikelihood
-from pyro_scale.programs.networks import Classifier, Encoder, TfIdf
+from pyro_scale.programs.networks import Classifier, Encoder, Lsi
 from pyro_scale.programs.prior import MixturePrior
 
 __all__ = ["LikelihoodName", "MixtureVAE"]
@@ -37,9 +37,9 @@ class MixtureVAE(nn.Module):
         ``"bernoulli"`` or ``"poisson"``.
     layer_norm
         Normalise the encoder's hidden layers.
-    idf_p
-        Inverse document frequencies, shape ``(P,)``: the encoder reads TF-IDF. None: it
-        reads the accessibility itself, as SCALE does.
+    lsi
+        The encoder reads these coordinates of the cells. None: it reads the accessibility
+        itself, as SCALE does.
     mean_log_depth
         Centre of the Bernoulli depth term; None leaves the term out, as SCALE does. The
         Poisson likelihood always has the depth as its exposure.
@@ -57,16 +57,13 @@ class MixtureVAE(nn.Module):
         decoder_hidden: Sequence[int] = (),
         likelihood: LikelihoodName = "bernoulli",
         layer_norm: bool = False,
-        idf_p: Tensor | None = None,
+        lsi: Lsi | None = None,
         mean_log_depth: float | None = None,
         classifier: bool = False,
     ) -> None:
         super().__init__()
-        transform = None if idf_p is None else TfIdf(idf_p)
         self.prior = MixturePrior(n_components, n_latent)
-        self.encoder = Encoder(
-            n_peaks, n_latent, hidden, layer_norm=layer_norm, transform=transform
-        )
+        self.encoder = Encoder(n_peaks, n_latent, hidden, layer_norm=layer_norm, lsi=lsi)
         self.likelihood: BernoulliLikelihood | PoissonLikelihood
         if likelihood == "bernoulli":
             self.likelihood = BernoulliLikelihood(

@@ -1,7 +1,7 @@
 """The loop (Lightning), initialisation and stopping."""
 
 from pyro_scale.training.fit import fit
-from pyro_scale.training.initialise import build_vae, components_from_means
+from pyro_scale.training.initialise import build_vae, components_from_means, lsi_of
 from pyro_scale.training.module import TrainingModule, moments
 from pyro_scale.training.plan import TrainingPlan
 
@@ -11,5 +11,6 @@ __all__ = [
     "build_vae",
     "components_from_means",
     "fit",
+    "lsi_of",
     "moments",
 ]

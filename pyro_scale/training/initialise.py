@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
+from scipy.sparse import csr_array, diags_array
+from sklearn.cluster import KMeans, SpectralClustering
+from sklearn.neighbors import kneighbors_graph
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from pyro_scale.data import Counts
-from pyro_scale.programs import BernoulliLikelihood, LikelihoodName, MixturePrior, MixtureVAE
+from pyro_scale.programs import (
+    BernoulliLikelihood,
+    LikelihoodName,
+    Lsi,
+    MixturePrior,
+    MixtureVAE,
+)
 
-__all__ = ["Start", "build_vae", "components_from_means", "standard_normal_prior"]
+__all__ = ["Start", "build_vae", "components_from_means", "lsi_of", "standard_normal_prior"]
 
 logger = logging.getLogger(__name__)
+
+_NEIGHBOURS = 15
 
 
 def build_vae(
@@ -29,6 +41,8 @@ def build_vae(
     likelihood: LikelihoodName,
     plain: bool,
     classifier: bool,
+    n_lsi: int = 50,
+    seed: int = 0,
 ) -> MixtureVAE:
     """The networks for these cells; the default ones start from the data's margins.
 
@@ -39,12 +53,12 @@ def build_vae(
     n_components, n_latent, hidden, decoder_hidden, likelihood, classifier
         As in :class:`~pyro_scale.programs.MixtureVAE`.
     plain
-        The networks of SCALE as published. Otherwise: TF-IDF input, layer normalisation, a
-        depth term in the Bernoulli likelihood, and a decoder bias that starts at each
-        peak's accessibility.
+        The networks of SCALE as published. Otherwise: the encoder reads LSI, layer
+        normalisation, a depth term in the Bernoulli likelihood, and a decoder bias that starts
+        at each peak's accessibility.
+    n_lsi, seed
+        As in :func:`lsi_of`.
     """
-    n_cells_p = counts.x.getnnz(0)
-    idf_p = np.log1p(counts.n_cells / np.maximum(n_cells_p, 1))
     vae = MixtureVAE(
         counts.n_peaks,
         n_components,
@@ -54,7 +68,7 @@ def build_vae(
         likelihood=likelihood,
         classifier=classifier,
         layer_norm=not plain,
-        idf_p=None if plain else torch.from_numpy(idf_p).float(),
+        lsi=None if plain else lsi_of(counts, n_lsi, seed),
         mean_log_depth=None
         if plain or likelihood == "poisson"
         else float(np.log(counts.depth).mean()),
@@ -64,6 +78,42 @@ def build_vae(
             bias_p = torch.from_numpy(_peak_bias(vae, counts)).float()
             vae.likelihood.peaks.bias.copy_(bias_p)
     return vae
+
+
+def lsi_of(counts: Counts, n_directions: int, seed: int, *, max_cells: int = 20_000) -> Lsi:
+    """The directions that the encoder reads: singular vectors of the cells' TF-IDF.
+
+    The first one, which follows depth, is left out; ``n_directions`` shrinks to what the cells
+    and peaks allow. Beyond ``max_cells`` cells a random choice of so many is decomposed.
+
+    Parameters
+    ----------
+    counts
+        The cells.
+    n_directions
+        R.
+    seed
+        Of the randomised SVD and of the choice of cells.
+    max_cells
+        Bounds time and memory.
+    """
+    if counts.n_cells > max_cells:
+        chosen = np.random.default_rng(seed).permutation(counts.n_cells)[:max_cells]
+        counts = counts[np.sort(chosen)]
+    idf_p = np.log1p(counts.n_cells / np.maximum(counts.x.getnnz(0), 1))
+    tf = diags_array(1 / counts.depth.clip(1)) @ counts.x.astype(np.float64)
+    y = csr_array(tf @ diags_array(idf_p))
+    y.data = np.log1p(1e4 * y.data)
+    length_n = np.sqrt(np.asarray((y * y).sum(1)).ravel()).clip(1e-12)
+    rank = min(n_directions + 1, *y.shape)
+    _, _, directions_rp = randomized_svd(
+        diags_array(1 / length_n) @ y, rank, n_iter=7, random_state=seed
+    )
+    directions_pr = directions_rp[min(1, rank - 1) :].T
+    lsi = Lsi(counts.n_peaks, directions_pr.shape[1])
+    lsi.idf_p.copy_(torch.from_numpy(idf_p))
+    lsi.directions_pr.copy_(torch.from_numpy(directions_pr.copy()))
+    return lsi
 
 
 def _peak_bias(vae: MixtureVAE, counts: Counts) -> NDArray[np.float64]:
@@ -96,13 +146,16 @@ class Start(NamedTuple):
     var_kd: Tensor
 
 
-def components_from_means(loc_nd: Tensor, var_nd: Tensor, n_components: int, seed: int) -> Start:
-    """Components from k-means on the posterior means, weights included.
+def components_from_means(
+    loc_nd: Tensor, var_nd: Tensor, n_components: int, seed: int, *, max_cells: int = 20_000
+) -> Start:
+    """Components from a clustering of the posterior means, weights included.
 
-    Each component starts at a centre, with the share of cells it attracts as its weight. All
-    start with one variance per dimension, pooled over the clusters: the mean squared
-    distance to the centre plus the mean posterior variance. (The original fits a free
-    diagonal mixture to one sample per cell from an untrained encoder, and drops its weights.)
+    Cells are clustered on the graph of their nearest neighbours (:func:`_neighbour_clusters`).
+    Each component starts at the mean of a cluster, with its share of cells as its weight. All
+    start with one variance per dimension, pooled over the clusters: the mean squared distance
+    to the cluster's mean plus the mean posterior variance. (The original fits a free diagonal
+    mixture to one sample per cell from an untrained encoder, and drops its weights.)
 
     Parameters
     ----------
@@ -111,16 +164,42 @@ def components_from_means(loc_nd: Tensor, var_nd: Tensor, n_components: int, see
     n_components
         K; at most n.
     seed
-        Of k-means, which is restarted 20 times and keeps the tightest result.
+        Of what is random in the clustering.
+    max_cells
+        Beyond so many cells a random choice of them is clustered.
     """
+    if len(loc_nd) > max_cells:
+        chosen = np.random.default_rng(seed).permutation(len(loc_nd))[:max_cells]
+        loc_nd, var_nd = loc_nd[np.sort(chosen)], var_nd[np.sort(chosen)]
     means = loc_nd.double().cpu().numpy()
-    kmeans = KMeans(n_components, n_init=20, random_state=seed).fit(means)
-    share_k = np.bincount(kmeans.labels_, minlength=n_components) / len(means)
-    spread_d = np.square(means - kmeans.cluster_centers_[kmeans.labels_]).mean(0)
+    labels = _neighbour_clusters(means, n_components, seed)
+    member_kn = np.equal.outer(np.arange(n_components), labels)
+    size_k = member_kn.sum(1)
+    centre_kd = member_kn @ means / size_k.clip(1)[:, None]
+    spread_d = np.square(means - centre_kd[labels]).mean(0)
     var_d = torch.from_numpy(spread_d) + var_nd.double().cpu().mean(0)
-    logger.info("mixture started from k-means: shares %s", np.round(share_k, 3))
+    logger.info("the mixture starts with components of %s cells", size_k.tolist())
     return Start(
-        torch.from_numpy(share_k).to(loc_nd),
-        torch.from_numpy(kmeans.cluster_centers_).to(loc_nd),
+        torch.from_numpy(size_k / len(means)).to(loc_nd),
+        torch.from_numpy(centre_kd).to(loc_nd),
         var_d.expand(n_components, -1).to(loc_nd),
     )
+
+
+def _neighbour_clusters(means: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
+    """Normalised cuts of the 15-nearest-neighbour graph into k clusters, none empty.
+
+    A graph follows clusters of any shape and is not led by outlying cells, which take whole
+    clusters of k-means for themselves (Yu and Shi 2003, doi:10.1109/ICCV.2003.1238361). Too few
+    cells for a graph, or a cut that leaves a cluster empty: k-means.
+    """
+    if k > 1 and len(means) >= 5 * k and len(means) > _NEIGHBOURS:
+        graph = kneighbors_graph(means, _NEIGHBOURS, include_self=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Graph is not fully connected")
+            labels = SpectralClustering(
+                k, affinity="precomputed", assign_labels="discretize", random_state=seed
+            ).fit_predict((graph + graph.T) / 2)
+        if len(np.unique(labels)) == k:
+            return labels
+    return KMeans(k, n_init=20, random_state=seed).fit(means).labels_

@@ -71,13 +71,15 @@ class TrainingModule(L.LightningModule):
         return self.warmup_objective if self.warming_up else self.objective
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam; weight decay on the networks' matrices only."""
-        prior = {id(p) for p in self.vae.prior.parameters()}
-        decayed = [p for p in self.vae.parameters() if p.ndim > 1 and id(p) not in prior]
-        rest = [p for p in self.vae.parameters() if p.ndim <= 1 or id(p) in prior]
+        """Adam; the Gaussian prior on the decoder's weights enters as their weight decay."""
+        weights = [p for p in self.vae.likelihood.parameters() if p.ndim > 1]
+        decayed = {id(p) for p in weights}
         groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": self.plan.weight_decay},
-            {"params": rest},
+            {
+                "params": weights,
+                "weight_decay": self.plan.decoder_precision / self.counts.n_cells,
+            },
+            {"params": [p for p in self.vae.parameters() if id(p) not in decayed]},
         ]
         return torch.optim.Adam(groups, lr=self.plan.lr, weight_decay=0.0, fused=True)
 

@@ -24,30 +24,34 @@ class TrainingPlan:
         third of ``max_epochs`` if that is less.
     batch_size
         Cells per step.
-    lr, weight_decay
-        Of Adam; weight decay acts on the networks' weights alone, never on the prior.
+    lr
+        Of Adam.
+    decoder_precision
+        1 / variance of a zero-mean Gaussian prior on the decoder's weights, which training
+        takes at its mode (as weight decay of ``decoder_precision / n_cells``); nothing else
+        decays. Zero: no prior.
     gradient_clip
         Largest norm of the gradient of the mean loss per cell.
     validation_size
         Share of cells held out; zero holds none out (then nothing stops early).
     early_stopping, patience
-        After the warm-up, stop when the held-out bound has not risen for ``patience`` epochs,
-        and go back to the best weights.
+        If cells are held out: after the warm-up, stop when their bound has not risen for
+        ``patience`` epochs, and go back to the best weights.
     n_particles
         Samples per evaluation of the objective.
     seed
         Of everything that is random in training.
     """
 
-    max_epochs: int = 200
+    max_epochs: int = 300
     warmup_epochs: int | None = None
     kl_warmup_epochs: int | None = None
     batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 0.0
+    lr: float = 5e-3
+    decoder_precision: float = 50.0
     gradient_clip: float = 10.0
-    validation_size: float = 0.1
-    early_stopping: bool = True
+    validation_size: float = 0.0
+    early_stopping: bool = False
     patience: int = 30
     n_particles: int = 1
     seed: int = 0
@@ -63,8 +67,8 @@ class TrainingPlan:
         for name in ("lr", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above zero.")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+        if not self.decoder_precision >= 0:
+            raise ValueError(f"decoder_precision={self.decoder_precision} must not be negative.")
         if self.kl_warmup_epochs is not None and self.kl_warmup_epochs < 0:
             raise ValueError(f"kl_warmup_epochs={self.kl_warmup_epochs} must not be negative.")
         if not 0 <= self.validation_size < 1:

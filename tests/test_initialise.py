@@ -1,0 +1,155 @@
+"""Where training starts: LSI, the mixture's first components, the decoder's prior."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import small_cells, small_lsi, small_scale, train
+from sklearn.datasets import make_moons
+
+import pyro_scale as ps
+from pyro_scale.data import as_counts, dense_cells
+from pyro_scale.objectives import find_row
+from pyro_scale.training import TrainingModule, TrainingPlan, components_from_means, lsi_of
+
+
+def dense_tfidf(counts):
+    """TF-IDF of unit length, by its definition."""
+    x = counts.x.toarray().astype(float)
+    idf = np.log1p(len(x) / np.maximum((x > 0).sum(0), 1))
+    y = np.log1p(1e4 * x / x.sum(1, keepdims=True) * idf)
+    return y / np.linalg.norm(y, axis=1, keepdims=True)
+
+
+def test_lsi_is_the_svd_of_tfidf_without_its_first_component(cells):
+    counts = as_counts(cells)
+    lsi = lsi_of(counts, 3, seed=0).eval()
+    y = dense_tfidf(counts)
+    _, _, directions = np.linalg.svd(y, full_matrices=False)
+    overlap = np.abs(directions[1:4] @ lsi.directions_pr.numpy())
+    np.testing.assert_allclose(overlap, np.eye(3), atol=0.02)
+    scores = y @ lsi.directions_pr.numpy()
+    expected = scores / np.linalg.norm(scores, axis=1, keepdims=True) * np.sqrt(3)
+    np.testing.assert_allclose(lsi(dense_cells(counts)), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("n_cells", "n_directions"), [(80, 50), (4, 3), (2, 1), (1, 1)])
+def test_lsi_has_the_directions_that_the_cells_allow(cells, n_cells, n_directions):
+    lsi = lsi_of(as_counts(cells[:n_cells]), 50, seed=0)
+    assert lsi.n_directions == n_directions
+    assert torch.isfinite(lsi(dense_cells(as_counts(cells)))).all()
+
+
+def test_lsi_of_many_cells_decomposes_a_sample(cells):
+    counts = as_counts(cells)
+    some = np.sort(np.random.default_rng(5).permutation(80)[:30])
+    expected = lsi_of(counts[some], 4, seed=5)
+    assert torch.equal(
+        lsi_of(counts, 4, seed=5, max_cells=30).directions_pr, expected.directions_pr
+    )
+
+
+def test_peaks_are_hidden_from_the_encoder_in_training_alone():
+    lsi, cells = small_lsi().double(), small_cells()
+    torch.manual_seed(0)
+    lsi.eval()
+    assert torch.equal(lsi(cells), lsi(cells))
+    whole = lsi(cells)
+    lsi.train()
+    first, second = lsi(cells), lsi(cells)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, whole)
+    lsi.hidden_share = 0.0
+    torch.testing.assert_close(lsi(cells), whole)
+
+
+def test_lsi_does_not_see_depth():
+    lsi, cells = small_lsi().double().eval(), small_cells()
+    deeper = cells._replace(depth_n=3 * cells.depth_n)
+    cosine = torch.cosine_similarity(lsi(cells), lsi(deeper))
+    assert (cosine > 0.99).all()
+    length = lsi(cells).norm(dim=-1)
+    torch.testing.assert_close(length, torch.full_like(length, 5**0.5))
+
+
+def test_components_start_at_the_clusters_of_the_neighbour_graph():
+    """Two moons: k-means cuts them across, the graph does not; outliers get no component."""
+    moons, labels = make_moons(400, noise=0.05, random_state=0)
+    outliers = np.array([[9.0, 9.0], [-9.0, 9.0]])
+    means = torch.from_numpy(np.concatenate([moons, outliers]))
+    var = torch.full_like(means, 0.01)
+    start = components_from_means(means, var, 2, seed=0)
+    expected = np.stack([moons[labels == c].mean(0) for c in (0, 1)])
+    found = start.loc_kd[start.loc_kd[:, 0].argsort()].numpy()
+    np.testing.assert_allclose(found, expected[np.argsort(expected[:, 0])], atol=0.1)
+    np.testing.assert_allclose(start.pi_k, [0.5, 0.5], atol=0.01)
+
+
+def test_the_pooled_variance_is_within_clusters_plus_within_cells():
+    rng = np.random.default_rng(0)
+    centre = np.repeat([[-20.0, 0.0], [20.0, 0.0], [0.0, 30.0]], [50, 100, 150], axis=0)
+    means = centre + rng.normal(size=centre.shape) * [1.0, 2.0]
+    start = components_from_means(
+        torch.from_numpy(means), torch.full((300, 2), 0.5).double(), 3, seed=0
+    )
+    order = torch.argsort(start.pi_k)
+    np.testing.assert_allclose(start.pi_k[order], [1 / 6, 1 / 3, 1 / 2])
+    np.testing.assert_allclose(start.loc_kd[order], [[-20, 0], [20, 0], [0, 30]], atol=1.0)
+    np.testing.assert_allclose(start.var_kd, np.tile([1.5, 4.5], (3, 1)), rtol=0.2)
+
+
+@pytest.mark.parametrize(("n_cells", "k"), [(3, 3), (9, 2), (20, 1), (30, 30)])
+def test_too_few_cells_for_a_graph_still_start_a_mixture(n_cells, k):
+    means = torch.from_numpy(np.random.default_rng(0).normal(size=(n_cells, 2)))
+    start = components_from_means(means, torch.ones_like(means), k, seed=0)
+    assert start.loc_kd.shape == (k, 2)
+    assert float(start.pi_k.sum()) == pytest.approx(1)
+
+
+def test_identical_cells_start_a_finite_mixture():
+    means = torch.zeros(40, 2).double()
+    start = components_from_means(means, torch.ones_like(means), 3, seed=0)
+    assert all(torch.isfinite(part).all() for part in start)
+
+
+def test_the_decoders_weights_alone_have_a_prior(cells):
+    """The optimiser's decay is the gradient of precision / (2 n) * ||W||^2 per cell."""
+    model = small_scale(cells, decoder_hidden=(8,))
+    plan = TrainingPlan(decoder_precision=40.0)
+    counts = as_counts(cells)
+    module = TrainingModule(model.vae, find_row("collapsed"), plan, counts)
+    decay = {
+        id(p): group["weight_decay"]
+        for group in module.configure_optimizers().param_groups
+        for p in group["params"]
+    }
+    decayed = {name for name, p in model.vae.named_parameters() if decay[id(p)] > 0}
+    assert decayed == {"likelihood.peaks.weight", "likelihood.hidden.0.weight"}
+    assert {value for value in decay.values() if value > 0} == {40.0 / 80}
+
+
+def test_a_stronger_prior_gives_smaller_weights(cells):
+    sizes = []
+    for precision in (0.0, 100.0, 10_000.0):
+        model = train(small_scale(cells), 20, decoder_precision=precision)
+        sizes.append(model.vae.likelihood.peaks.weight.detach().norm().item())
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize(("n_cells", "epochs"), [(60, 300), (5_000, 200), (50_000, 50)])
+def test_epochs_follow_the_number_of_cells(monkeypatch, cells, n_cells, epochs):
+    model, asked = small_scale(cells), []
+    monkeypatch.setattr(type(model._counts), "n_cells", n_cells)
+    monkeypatch.setattr(
+        "pyro_scale.scale.fit", lambda vae, counts, row, plan, **_: asked.append(plan)
+    )
+    model.train()
+    assert asked[0].max_epochs == epochs
+
+
+def test_the_plain_preset_has_the_papers_widths_and_reads_the_peaks(cells):
+    plain, default = ps.SCALE(cells, 3, preset="plain"), ps.SCALE(cells, 3)
+    assert plain.configuration.hidden == (1024, 128)
+    assert default.configuration.hidden == (128,)
+    assert plain.vae.encoder.lsi is None
+    assert plain.vae.encoder.trunk[0].in_features == cells.n_vars
+    assert default.vae.encoder.trunk[0].in_features == default.vae.encoder.lsi.n_directions == 50
