@@ -122,7 +122,10 @@ def _move(new: Path, output: Path, overwrite: bool) -> None:
 @app.command()
 def run(
     file: File,
-    n_components: K,
+    n_components: Annotated[
+        int | None,
+        typer.Option("-k", "--n-components", help="Number of components; default: chosen by BIC."),
+    ] = None,
     output: Out = Path("scale_output"),
     seed: Seed = 0,
     overwrite: Overwrite = False,

@@ -20,7 +20,7 @@ def _whole(value: object) -> bool:
 class Configuration:
     """The arguments of :class:`pyro_scale.SCALE`, checked."""
 
-    n_components: int
+    n_components: int | None = None
     n_latent: int = 10
     formulation: str = "collapsed"
     estimator: str | None = None
@@ -41,6 +41,8 @@ class Configuration:
             object.__setattr__(self, "hidden", (1024, 128) if self.plain else (128,))
         for name in ("n_components", "n_latent", "n_lsi"):
             value = getattr(self, name)
+            if name == "n_components" and value is None:
+                continue
             if not _whole(value) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least one.")
             object.__setattr__(self, name, int(value))  # numpy's integers are not JSON
@@ -60,7 +62,12 @@ class Configuration:
             raise ValueError(
                 f"likelihood={self.likelihood!r} is not known; choose 'bernoulli' or 'poisson'."
             )
-        _ = self.row
+        row = self.row
+        if self.n_components is None and row.formulation == "amortized":
+            raise ValueError(
+                "formulation='amortized' has a classifier of n_components classes: give "
+                "n_components, None is for the other formulations."
+            )
 
     @property
     def row(self) -> Row:

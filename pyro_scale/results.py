@@ -126,7 +126,7 @@ class Results:
         """
         counts = self._trained_counts(adata)
         codes = self.get_responsibilities(adata, **kwargs).argmax(1)
-        names = [str(k) for k in range(self.configuration.n_components)]
+        names = [str(k) for k in range(self.vae.n_components)]
         clusters = pd.Categorical([names[code] for code in codes], categories=names)
         return pd.Series(clusters, index=counts.obs_names, name="scale_cluster")
 

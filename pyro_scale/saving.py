@@ -128,7 +128,7 @@ def _empty_vae(
     with torch.random.fork_rng(devices=[]):
         return MixtureVAE(
             n_peaks,
-            configuration.n_components,
+            configuration.n_components or 1,
             configuration.n_latent,
             hidden=configuration.hidden or (),
             decoder_hidden=configuration.decoder_hidden,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,9 @@ class SCALE(Results):
     adata
         Cells x peaks, counts or binary, sparse or dense. It is read, never changed.
     n_components
-        K, the number of mixture components (cell clusters); at most the number of cells.
+        K, the number of mixture components (cell clusters); at most the number of cells. None:
+        ``train`` chooses it, by the BIC of the encoder's means
+        (:func:`pyro_scale.training.choose_n_components`).
     n_latent
         D, the dimension of the latent space.
     formulation
@@ -82,7 +84,7 @@ class SCALE(Results):
     def __init__(
         self,
         adata: AnnData,
-        n_components: int,
+        n_components: int | None = None,
         n_latent: int = 10,
         *,
         formulation: str = "collapsed",
@@ -111,7 +113,7 @@ class SCALE(Results):
             seed,
         )
         counts = as_counts(adata, layer=layer, binary=self.configuration.binary)
-        if n_components > counts.n_cells:
+        if (n_components or 1) > counts.n_cells:
             raise ValueError(
                 f"n_components={n_components} is more than the {counts.n_cells} cells; choose "
                 "at most one component per cell."
@@ -120,7 +122,7 @@ class SCALE(Results):
             torch.default_generator.manual_seed(self.configuration.seed)
             vae = build_vae(
                 counts,
-                self.configuration.n_components,
+                self.configuration.n_components or 1,
                 self.configuration.n_latent,
                 hidden=self.configuration.hidden or (),
                 decoder_hidden=self.configuration.decoder_hidden,
@@ -138,10 +140,10 @@ class SCALE(Results):
 
     def __repr__(self) -> str:
         state = f"{len(self.history)} epochs" if self.is_trained else "untrained"
-        row = self.configuration.row
+        row, k = self.configuration.row, self.configuration.n_components or "to be chosen"
         return (
             f"SCALE({self._counts.n_cells} cells x {self._counts.n_peaks} peaks, "
-            f"K={self.configuration.n_components}, D={self.configuration.n_latent}, "
+            f"K={k}, D={self.configuration.n_latent}, "
             f"{row.formulation} by {row.estimator}, {self.configuration.likelihood}, {state})"
         )
 
@@ -207,8 +209,10 @@ class SCALE(Results):
             accelerator=accelerator,
             devices=devices,
             progress_bar=progress_bar,
+            choose_k=self.configuration.n_components is None,
             trainer_kwargs=trainer_kwargs,
         )
+        self.configuration = replace(self.configuration, n_components=self.vae.n_components)
 
     def to_anndata(self, adata: AnnData | None = None) -> AnnData:
         """A copy of ``adata`` (None: names only) with the results under documented keys.

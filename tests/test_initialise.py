@@ -9,7 +9,13 @@ from sklearn.datasets import make_moons
 import pyro_scale as ps
 from pyro_scale.data import as_counts, dense_cells
 from pyro_scale.objectives import find_row
-from pyro_scale.training import TrainingModule, TrainingPlan, components_from_means, lsi_of
+from pyro_scale.training import (
+    TrainingModule,
+    TrainingPlan,
+    choose_n_components,
+    components_from_means,
+    lsi_of,
+)
 
 
 def dense_tfidf(counts):
@@ -153,3 +159,60 @@ def test_the_plain_preset_has_the_papers_widths_and_reads_the_peaks(cells):
     assert plain.vae.encoder.lsi is None
     assert plain.vae.encoder.trunk[0].in_features == cells.n_vars
     assert default.vae.encoder.trunk[0].in_features == default.vae.encoder.lsi.n_directions == 50
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 15])
+def test_k_is_the_number_of_separated_groups(k):
+    rng = np.random.default_rng(k)
+    means = np.repeat(rng.normal(size=(k, 10), scale=5.0), 60, axis=0) + rng.normal(
+        size=(60 * k, 10)
+    )
+    chosen = choose_n_components(torch.from_numpy(means), seed=0)
+    assert chosen == k
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, 6])
+def test_k_of_a_handful_of_cells_is_one(n_cells):
+    means = torch.from_numpy(np.random.default_rng(0).normal(size=(n_cells, 3)))
+    assert choose_n_components(means, seed=0) == 1
+
+
+@pytest.mark.parametrize(("n_clusters", "seed"), [(3, 0), (5, 1), (10, 2), (15, 3)])
+def test_training_chooses_k(tmp_path, n_clusters, seed):
+    """Within two of the truth, where the clusters can be told apart; the whole model follows."""
+    adata = ps.simulate(
+        n_cells=60 * n_clusters,
+        n_peaks=2000,
+        n_clusters=n_clusters,
+        density=0.1,
+        fold=8.0,
+        seed=seed,
+    )
+    model = ps.SCALE(adata, n_latent=10, seed=seed)
+    assert "K=to be chosen" in repr(model)
+    model.train(60, progress_bar=False, lr=1e-2)
+    chosen = model.configuration.n_components
+    assert abs(chosen - n_clusters) <= 2
+    assert model.vae.n_components == chosen == model.get_responsibilities().shape[1]
+    start = model.vae.prior.loc_kd.detach().clone()
+    model.save(tmp_path / "model")
+    loaded = ps.SCALE.load(tmp_path / "model", adata)
+    assert torch.equal(loaded.vae.prior.loc_kd, start)
+    model.train(2, progress_bar=False)
+    assert model.vae.n_components == chosen
+
+
+def test_the_chosen_components_are_trained(cells):
+    """Parameters that are made after the optimiser still move."""
+    weights = {}
+    for epochs in (7, 12):
+        model = train(small_scale(cells, None), epochs, warmup_epochs=6, kl_warmup_epochs=2)
+        weights[epochs] = model.vae.prior.loc_kd.detach()
+    assert not torch.allclose(weights[7], weights[12])
+
+
+def test_k_cannot_be_chosen_without_a_warm_up_or_for_a_classifier(cells):
+    with pytest.raises(ValueError, match="n_components=None is chosen after the warm-up"):
+        train(small_scale(cells, None), warmup_epochs=0)
+    with pytest.raises(ValueError, match="give n_components"):
+        small_scale(cells, None, formulation="amortized")

@@ -109,6 +109,13 @@ class MixturePrior(nn.Module):
         expected_nk = -0.5 * (math.log(2 * math.pi) + self.var_kd.log() + quadratic_nkd).sum(-1)
         return F.log_softmax(self.log_pi_k + expected_nk, dim=-1)
 
+    def resize(self, n_components: int) -> None:
+        """Give the mixture another K: fresh parameters, on the device and in the dtype it has."""
+        other = MixturePrior(n_components, self.loc_kd.shape[1], min_var=self.min_var)
+        other = other.to(self.loc_kd)
+        self.logits_k, self.loc_kd = other.logits_k, other.loc_kd
+        self.raw_var_kd = other.raw_var_kd
+
     @torch.no_grad()
     def set_components(self, pi_k: Tensor, loc_kd: Tensor, var_kd: Tensor) -> None:
         """Overwrite weights, means and variances (used by initialisation).

@@ -1,7 +1,12 @@
 """The loop (Lightning), initialisation and stopping."""
 
 from pyro_scale.training.fit import fit
-from pyro_scale.training.initialise import build_vae, components_from_means, lsi_of
+from pyro_scale.training.initialise import (
+    build_vae,
+    choose_n_components,
+    components_from_means,
+    lsi_of,
+)
 from pyro_scale.training.module import TrainingModule, moments
 from pyro_scale.training.plan import TrainingPlan
 
@@ -9,6 +14,7 @@ __all__ = [
     "TrainingModule",
     "TrainingPlan",
     "build_vae",
+    "choose_n_components",
     "components_from_means",
     "fit",
     "lsi_of",

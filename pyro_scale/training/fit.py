@@ -90,6 +90,7 @@ def fit(
     accelerator: str = "auto",
     devices: int | str = "auto",
     progress_bar: bool = True,
+    choose_k: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Train ``vae`` in place.
@@ -108,6 +109,8 @@ def fit(
         As Lightning's Trainer; ``devices="auto"`` is one device.
     progress_bar
         Show one.
+    choose_k
+        Choose the number of components from the encoder's means, after the warm-up.
     trainer_kwargs
         Further arguments of Lightning's Trainer; callbacks are added to our own.
 
@@ -120,8 +123,13 @@ def fit(
     Raises
     ------
     ValueError
-        If several devices or nodes are asked for.
+        If several devices or nodes are asked for, or K is to be chosen without a warm-up.
     """
+    if choose_k and plan.n_warmup == 0:
+        raise ValueError(
+            "n_components=None is chosen after the warm-up, and there is none: give n_components, "
+            "or warmup_epochs of at least one."
+        )
     given = {"devices": devices, "num_nodes": 1, **(trainer_kwargs or {})}
     if given["devices"] not in ("auto", 1, "1", [0]) or given["num_nodes"] != 1:
         raise ValueError(
@@ -137,7 +145,7 @@ def fit(
         logger.info("no cells are held out: training runs for all %d epochs.", plan.max_epochs)
 
     with _quiet_and_scoped(plan.seed):
-        module = TrainingModule(vae.train(), row, plan, training)
+        module = TrainingModule(vae.train(), row, plan, training, choose_k=choose_k)
         callbacks = given.pop("callbacks", None) or []
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
         options: dict[str, Any] = {

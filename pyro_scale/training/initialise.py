@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 from sklearn.cluster import KMeans, SpectralClustering
+from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
@@ -24,7 +25,14 @@ from pyro_scale.programs import (
     MixtureVAE,
 )
 
-__all__ = ["Start", "build_vae", "components_from_means", "lsi_of", "standard_normal_prior"]
+__all__ = [
+    "Start",
+    "build_vae",
+    "choose_n_components",
+    "components_from_means",
+    "lsi_of",
+    "standard_normal_prior",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +192,46 @@ def components_from_means(
         torch.from_numpy(centre_kd).to(loc_nd),
         var_d.expand(n_components, -1).to(loc_nd),
     )
+
+
+def choose_n_components(
+    loc_nd: Tensor, seed: int, *, max_components: int = 30, max_cells: int = 5_000
+) -> int:
+    """K by the Bayesian information criterion of a diagonal Gaussian mixture of posterior means.
+
+    K grows from one until the criterion has not fallen for five values of K in a row. The
+    prior that K is for is such a mixture. (The original's ``estimate_k`` counts the
+    Tracy-Widom-significant components of a matrix that is not Gaussian.)
+
+    Parameters
+    ----------
+    loc_nd
+        Mean of q(z|x) of every cell, shape ``(n, d)``.
+    seed
+        Of the mixtures' k-means starts and of the choice of cells.
+    max_components
+        The largest K tried; fewer where there are not five cells for each.
+    max_cells
+        Beyond so many cells a random choice of them is looked at.
+
+    References
+    ----------
+    Schwarz 1978, doi:10.1214/aos/1176344136; Fraley and Raftery 2002,
+    doi:10.1198/016214502760047131.
+    """
+    means = loc_nd.double().cpu().numpy()
+    means = np.random.default_rng(seed).permutation(means)[:max_cells]
+    criterion: list[float] = []
+    for k in range(1, max(1, min(max_components, len(means) // 5)) + 1):
+        mixture = GaussianMixture(
+            k, covariance_type="diag", n_init=3, reg_covar=1e-3, random_state=seed
+        )
+        criterion.append(mixture.fit(means).bic(means) if len(means) > 1 else 0.0)
+        if k - np.argmin(criterion) > 5:
+            break
+    chosen = int(np.argmin(criterion)) + 1
+    logger.info("n_components=%d, the lowest BIC of 1 to %d", chosen, len(criterion))
+    return chosen
 
 
 def _neighbour_clusters(means: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:

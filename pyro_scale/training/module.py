@@ -11,7 +11,11 @@ from torch import Tensor
 from pyro_scale.data import Counts, loader
 from pyro_scale.objectives import Objective, Row
 from pyro_scale.programs import Cells, MixtureVAE
-from pyro_scale.training.initialise import components_from_means, standard_normal_prior
+from pyro_scale.training.initialise import (
+    choose_n_components,
+    components_from_means,
+    standard_normal_prior,
+)
 from pyro_scale.training.plan import TrainingPlan
 
 __all__ = ["TrainingModule", "moments"]
@@ -46,12 +50,22 @@ class TrainingModule(L.LightningModule):
         The settings.
     counts
         The training cells, whose means the mixture starts from.
+    choose_k
+        Choose the number of components when the mixture starts.
     """
 
-    def __init__(self, vae: MixtureVAE, row: Row, plan: TrainingPlan, counts: Counts) -> None:
+    def __init__(
+        self,
+        vae: MixtureVAE,
+        row: Row,
+        plan: TrainingPlan,
+        counts: Counts,
+        *,
+        choose_k: bool = False,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.vae, self.plan, self.counts = vae, plan, counts
+        self.vae, self.plan, self.counts, self.choose_k = vae, plan, counts, choose_k
         self.objective = Objective(
             vae, row.formulation, row.estimator, row.c, n_particles=plan.n_particles
         )
@@ -88,6 +102,10 @@ class TrainingModule(L.LightningModule):
         self._sums = dict.fromkeys(_SUMS, 0.0)
         if self.plan.n_warmup > 0 and self.current_epoch == self.plan.n_warmup:
             loc_nd, var_nd = moments(self.vae, self.counts)
+            if self.choose_k:
+                self.vae.prior.resize(choose_n_components(loc_nd, self.plan.seed))
+                optimizer: Any = self.optimizers()
+                optimizer.optimizer.add_param_group({"params": [*self.vae.prior.parameters()]})
             start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.plan.seed)
             self.vae.prior.set_components(*start)
 
