@@ -43,7 +43,7 @@ def toy(
 
 def repeat(cells: Cells, times: int) -> Cells:
     """Each cell ``times`` times: one evaluation is then an average over as many samples of z."""
-    return Cells(*(tensor.repeat(times, *[1] * (tensor.dim() - 1)) for tensor in cells))
+    return Cells(*(tensor.repeat(times, *[1] * (tensor.dim() - 1)) for tensor in cells[:2]))
 
 
 def models_of(vae: MixtureVAE, cells: Cells) -> Models:

@@ -181,8 +181,8 @@ class SCALE(Results):
             Show one.
         plan_kwargs
             Further settings of :class:`pyro_scale.training.TrainingPlan`: ``warmup_epochs``,
-            ``kl_warmup_epochs``, ``lr``, ``decoder_precision``, ``gradient_clip``,
-            ``validation_size``, ``patience``, ``n_particles``, ``seed``.
+            ``kl_warmup_epochs``, ``lr``, ``decoder_precision``, ``hidden_share``,
+            ``gradient_clip``, ``validation_size``, ``patience``, ``n_particles``, ``seed``.
         """
         known = [field.name for field in fields(TrainingPlan)]
         unknown = sorted(set(plan_kwargs) - set(known))

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from helpers import small_cells, small_lsi, small_scale, train
+from helpers import small_cells, small_lsi, small_scale, small_vae, train
 from sklearn.datasets import make_moons
 
 import pyro_scale as ps
 from pyro_scale.data import as_counts, dense_cells
-from pyro_scale.objectives import find_row
+from pyro_scale.objectives import Objective, find_row
+from pyro_scale.programs import Cells, Encoder
 from pyro_scale.training import (
     TrainingModule,
     TrainingPlan,
@@ -35,14 +36,14 @@ def test_lsi_is_the_svd_of_tfidf_without_its_first_component(cells):
     np.testing.assert_allclose(overlap, np.eye(3), atol=0.02)
     scores = y @ lsi.directions_pr.numpy()
     expected = scores / np.linalg.norm(scores, axis=1, keepdims=True) * np.sqrt(3)
-    np.testing.assert_allclose(lsi(dense_cells(counts)), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(lsi(*dense_cells(counts)[:2]), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("n_cells", "n_directions"), [(80, 50), (4, 3), (2, 1), (1, 1)])
 def test_lsi_has_the_directions_that_the_cells_allow(cells, n_cells, n_directions):
     lsi = lsi_of(as_counts(cells[:n_cells]), 50, seed=0)
     assert lsi.n_directions == n_directions
-    assert torch.isfinite(lsi(dense_cells(as_counts(cells)))).all()
+    assert torch.isfinite(lsi(*dense_cells(as_counts(cells))[:2])).all()
 
 
 def test_lsi_of_many_cells_decomposes_a_sample(cells):
@@ -54,26 +55,61 @@ def test_lsi_of_many_cells_decomposes_a_sample(cells):
     )
 
 
-def test_peaks_are_hidden_from_the_encoder_in_training_alone():
-    lsi, cells = small_lsi().double(), small_cells()
+@pytest.mark.parametrize("lsi", [True, False])
+def test_hidden_peaks_are_hidden_from_the_encoder_alone(lsi):
+    vae = small_vae(lsi=small_lsi() if lsi else None)
+    cells = small_cells(n_cells=400)
     torch.manual_seed(0)
-    lsi.eval()
-    assert torch.equal(lsi(cells), lsi(cells))
-    whole = lsi(cells)
-    lsi.train()
-    first, second = lsi(cells), lsi(cells)
-    assert not torch.equal(first, second)
-    assert not torch.equal(first, whole)
-    lsi.hidden_share = 0.0
-    torch.testing.assert_close(lsi(cells), whole)
+    some = cells.hide(0.3)
+    assert torch.equal(some.x_np, cells.x_np)
+    assert torch.equal(some.depth_n, cells.depth_n)
+    kept = some.seen_np[cells.x_np > 0]
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert kept.mean().item() == pytest.approx(0.7, abs=0.05)
+    assert not some.seen_np[cells.x_np == 0].any()
+    read = cells._replace(x_np=some.seen_np)
+    for part, expected in zip(vae.encoder(some), vae.encoder(read), strict=True):
+        assert torch.equal(part, expected)
+    assert not torch.equal(vae.encoder(some)[0], vae.encoder(cells)[0])
+    torch.testing.assert_close(vae.encoder(cells.hide(0.0))[0], vae.encoder(cells)[0])
+
+
+def test_every_program_of_a_step_sees_the_same_peaks(monkeypatch):
+    """SCALE's auxiliary program asks the encoder in the model and in the guide: q(u|x) cancels."""
+    vae, answers = small_vae(lsi=small_lsi()), []
+    features = Encoder.features
+    monkeypatch.setattr(
+        Encoder,
+        "features",
+        lambda self, cells: answers.append(features(self, cells)) or answers[-1],
+    )
+    vae.train()
+    Objective(vae, "scale", "TraceEnum_ELBO", "enumerated").loss(small_cells().hide(0.5))
+    assert len(answers) == 2
+    assert torch.equal(*answers)
+
+
+def test_training_hides_peaks_from_an_encoder_that_reads_lsi(cells, monkeypatch):
+    shares = []
+    hide = Cells.hide
+    monkeypatch.setattr(
+        Cells, "hide", lambda self, share: shares.append(share) or hide(self, share)
+    )
+    train(small_scale(cells), 1, hidden_share=0.25, warmup_epochs=0, batch_size=40)
+    assert shares == [0.25, 0.25]
+    train(small_scale(cells, preset="plain"), 1, warmup_epochs=0)
+    train(small_scale(cells), 1, hidden_share=0, warmup_epochs=0)
+    assert len(shares) == 2
+    with pytest.raises(ValueError, match="hidden_share=1 is a share of the peaks"):
+        train(small_scale(cells), 1, hidden_share=1)
 
 
 def test_lsi_does_not_see_depth():
     lsi, cells = small_lsi().double().eval(), small_cells()
     deeper = cells._replace(depth_n=3 * cells.depth_n)
-    cosine = torch.cosine_similarity(lsi(cells), lsi(deeper))
+    cosine = torch.cosine_similarity(lsi(*cells[:2]), lsi(*deeper[:2]))
     assert (cosine > 0.99).all()
-    length = lsi(cells).norm(dim=-1)
+    length = lsi(*cells[:2]).norm(dim=-1)
     torch.testing.assert_close(length, torch.full_like(length, 5**0.5))
 
 

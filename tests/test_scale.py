@@ -113,7 +113,7 @@ def test_clusters_that_are_there_are_found(likelihood):
 def test_every_formulation_rises_and_moves_every_parameter(adata, formulation, preset):
     model = small_scale(adata, formulation=formulation, preset=preset)
     before = {name: p.clone() for name, p in model.vae.named_parameters()}
-    train(model, 5, warmup_epochs=0, kl_warmup_epochs=0, validation_size=0, lr=3e-3)
+    train(model, 5, warmup_epochs=0, kl_warmup_epochs=0, hidden_share=0, lr=3e-3)
     still = [name for name, p in model.vae.named_parameters() if torch.equal(p, before[name])]
     assert not still
     assert (model.history["phase"] == "mixture").all()

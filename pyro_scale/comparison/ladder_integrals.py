@@ -95,7 +95,7 @@ def by_quadrature(vae: MixtureVAE, cells: Cells) -> Rungs:
     *true posterior's* mode by both: one enters the difference, the other the divergence.
     """
     parts = [
-        _one_cell(vae, Cells(*(tensor[n : n + 1] for tensor in cells)))
+        _one_cell(vae, Cells(cells.x_np[n : n + 1], cells.depth_n[n : n + 1]))
         for n in range(cells.n_cells)
     ]
 

@@ -40,27 +40,20 @@ class Lsi(nn.Module):
     .. math:: y_n = \log(1 + 10^4 \, x_n / \mathrm{depth}_n \cdot \mathrm{idf}), \quad
               f_n = \sqrt{R} \; y_n V / \lVert y_n V \rVert
 
-    The directions are the data's (:func:`pyro_scale.training.lsi_of`) and are not trained. In
-    training mode a random share of the peaks is hidden from the encoder while the decoder still
-    accounts for all of them: z then holds what peaks share, not what one cell happens to show.
-    The bound remains a bound, averaged over what is hidden.
+    The directions are the data's (:func:`pyro_scale.training.lsi_of`) and are not trained.
 
     Parameters
     ----------
     n_peaks, n_directions
         P and R.
-    hidden_share
-        Share of the peaks hidden in training.
 
     References
     ----------
     Cusanovich et al. 2015, doi:10.1126/science.aab1601 (TF-IDF, SVD, depth's component left out).
-    Vincent et al. 2008, doi:10.1145/1390156.1390294 (inputs hidden in training).
     """
 
-    def __init__(self, n_peaks: int, n_directions: int, *, hidden_share: float = 0.5) -> None:
+    def __init__(self, n_peaks: int, n_directions: int) -> None:
         super().__init__()
-        self.hidden_share = hidden_share
         self.register_buffer("idf_p", torch.ones(n_peaks))
         self.register_buffer("directions_pr", torch.zeros(n_peaks, n_directions))
         self.idf_p: Tensor
@@ -71,12 +64,10 @@ class Lsi(nn.Module):
         """R, the number of directions."""
         return self.directions_pr.shape[1]
 
-    def forward(self, cells: Cells) -> Tensor:
+    def forward(self, x_np: Tensor, depth_n: Tensor) -> Tensor:
         """The cells' coordinates, shape ``(n, r)``, each row of length sqrt(R)."""
-        tf_np = cells.x_np / cells.depth_n.clamp_min(1.0).unsqueeze(-1)
+        tf_np = x_np / depth_n.clamp_min(1.0).unsqueeze(-1)
         y_np = torch.log1p(1e4 * tf_np * self.idf_p)
-        if self.training:
-            y_np = y_np * (torch.rand_like(y_np) >= self.hidden_share)
         return F.normalize(y_np @ self.directions_pr, dim=-1) * self.n_directions**0.5
 
 
@@ -118,7 +109,8 @@ class Encoder(nn.Module):
 
     def features(self, cells: Cells) -> Tensor:
         """The last hidden layer, shape ``(n, hidden[-1])``."""
-        return self.trunk(cells.x_np if self.lsi is None else self.lsi(cells))
+        x_np = cells.x_np if cells.seen_np is None else cells.seen_np
+        return self.trunk(x_np if self.lsi is None else self.lsi(x_np, cells.depth_n))
 
     def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(z|x) from the last hidden layer, each ``(n, d)``."""

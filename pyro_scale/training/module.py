@@ -113,6 +113,8 @@ class TrainingModule(L.LightningModule):
         """One step of Adam on the mean loss per cell."""
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
+        if self.vae.encoder.lsi is not None and self.plan.hidden_share > 0:
+            cells = cells.hide(self.plan.hidden_share)
         loss = self.current_objective.backward(
             cells,
             self.plan.kl_weight(self.current_epoch),

@@ -30,6 +30,8 @@ class TrainingPlan:
         1 / variance of a zero-mean Gaussian prior on the decoder's weights, which training
         takes at its mode (as weight decay of ``decoder_precision / n_cells``); nothing else
         decays. Zero: no prior.
+    hidden_share
+        Share of the peaks hidden from an encoder that reads LSI, anew in every step.
     gradient_clip
         Largest norm of the gradient of the mean loss per cell.
     validation_size
@@ -49,6 +51,7 @@ class TrainingPlan:
     batch_size: int = 128
     lr: float = 5e-3
     decoder_precision: float = 50.0
+    hidden_share: float = 0.5
     gradient_clip: float = 10.0
     validation_size: float = 0.0
     early_stopping: bool = False
@@ -71,11 +74,12 @@ class TrainingPlan:
             raise ValueError(f"decoder_precision={self.decoder_precision} must not be negative.")
         if self.kl_warmup_epochs is not None and self.kl_warmup_epochs < 0:
             raise ValueError(f"kl_warmup_epochs={self.kl_warmup_epochs} must not be negative.")
-        if not 0 <= self.validation_size < 1:
-            raise ValueError(
-                f"validation_size={self.validation_size!r} is a share of the cells: expected "
-                "a number from 0 (no held-out cells) to below 1."
-            )
+        for name, of in (("validation_size", "cells"), ("hidden_share", "peaks")):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is a share of the {of}: expected a number "
+                    "from 0 to below 1."
+                )
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.max_epochs:
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} must be at least 0 and below "
