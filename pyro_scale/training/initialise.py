@@ -88,6 +88,11 @@ def build_vae(
     return vae
 
 
+def _at_most(max_cells: int, n_cells: int, seed: int) -> NDArray[np.intp]:
+    """Positions of so many cells, in order: all of them, or a random choice."""
+    return np.sort(np.random.default_rng(seed).permutation(n_cells)[:max_cells])
+
+
 def lsi_of(counts: Counts, n_directions: int, seed: int, *, max_cells: int = 20_000) -> Lsi:
     """The directions that the encoder reads: singular vectors of the cells' TF-IDF.
 
@@ -105,9 +110,7 @@ def lsi_of(counts: Counts, n_directions: int, seed: int, *, max_cells: int = 20_
     max_cells
         Bounds time and memory.
     """
-    if counts.n_cells > max_cells:
-        chosen = np.random.default_rng(seed).permutation(counts.n_cells)[:max_cells]
-        counts = counts[np.sort(chosen)]
+    counts = counts[_at_most(max_cells, counts.n_cells, seed)]
     idf_p = np.log1p(counts.n_cells / np.maximum(counts.x.getnnz(0), 1))
     tf = diags_array(1 / counts.depth.clip(1)) @ counts.x.astype(np.float64)
     y = csr_array(tf @ diags_array(idf_p))
@@ -176,9 +179,8 @@ def components_from_means(
     max_cells
         Beyond so many cells a random choice of them is clustered.
     """
-    if len(loc_nd) > max_cells:
-        chosen = np.random.default_rng(seed).permutation(len(loc_nd))[:max_cells]
-        loc_nd, var_nd = loc_nd[np.sort(chosen)], var_nd[np.sort(chosen)]
+    chosen = _at_most(max_cells, len(loc_nd), seed)
+    loc_nd, var_nd = loc_nd[chosen], var_nd[chosen]
     means = loc_nd.double().cpu().numpy()
     labels = _neighbour_clusters(means, n_components, seed)
     member_kn = np.equal.outer(np.arange(n_components), labels)
