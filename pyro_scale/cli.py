@@ -124,7 +124,9 @@ def run(
     file: File,
     n_components: Annotated[
         int | None,
-        typer.Option("-k", "--n-components", help="Number of components; default: chosen by BIC."),
+        typer.Option(
+            "-k", "--n-components", help="Number of components; default: chosen by modularity."
+        ),
     ] = None,
     output: Out = Path("scale_output"),
     seed: Seed = 0,

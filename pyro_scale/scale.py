@@ -29,7 +29,7 @@ class SCALE(Results):
         Cells x peaks, counts or binary, sparse or dense. It is read, never changed.
     n_components
         K, the number of mixture components (cell clusters); at most the number of cells. None:
-        ``train`` chooses it, by the BIC of the encoder's means
+        ``train`` chooses it, by the modularity of clusters of the encoder's means
         (:func:`pyro_scale.training.choose_n_components`).
     n_latent
         D, the dimension of the latent space.

@@ -11,11 +11,8 @@ from torch import Tensor
 from pyro_scale.data import Counts, loader
 from pyro_scale.objectives import Objective, Row
 from pyro_scale.programs import Cells, MixtureVAE
-from pyro_scale.training.initialise import (
-    choose_n_components,
-    components_from_means,
-    standard_normal_prior,
-)
+from pyro_scale.training.initialise import standard_normal_prior
+from pyro_scale.training.mixture_start import choose_n_components, components_from_means
 from pyro_scale.training.plan import TrainingPlan
 
 __all__ = ["TrainingModule", "moments"]
