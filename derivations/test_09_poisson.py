@@ -14,12 +14,13 @@ from oracle_programs import Watch, expected_terms, models_of, toy
 from scipy import special, stats
 
 from pyro_scale.objectives import Objective, collapsed, evaluate, mean_field, scale, terms
+from pyro_scale.programs import Cells
 
 
 def test_d09_1_the_term_is_the_poisson_log_mass_with_its_factorial():
     vae, cells = toy(likelihood="poisson")
     z_nd = torch.randn(cells.n_cells, 2)
-    log_rate_np = vae.likelihood.log_rate(z_nd, cells.depth_n).detach()
+    log_rate_np = vae.likelihood.log_rate(z_nd, cells).detach()
     ours = terms.poisson_log_lik(log_rate_np, cells.x_np)
     right = stats.poisson.logpmf(cells.x_np.numpy(), log_rate_np.exp().numpy()).sum(-1)
     factorials = special.gammaln(cells.x_np.numpy() + 1).sum(-1)
@@ -45,7 +46,7 @@ def test_d09_2_the_rates_of_a_cell_add_up_to_its_depth(scale_of_z, depth, seed):
     vae, _ = toy(likelihood="poisson", seed=seed)
     z_nd = scale_of_z * torch.randn(3, 2)
     depth_n = torch.full((3,), depth).double()
-    log_rate_np = vae.likelihood.log_rate(z_nd.double(), depth_n)
+    log_rate_np = vae.likelihood.log_rate(z_nd.double(), Cells(torch.ones(3, 8), depth_n))
     assert torch.isfinite(log_rate_np).all()
     assert torch.allclose(log_rate_np.exp().sum(-1), depth_n, rtol=1e-10)
 

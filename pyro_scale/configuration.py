@@ -31,6 +31,8 @@ class Configuration:
     decoder_hidden: tuple[int, ...] = ()
     n_lsi: int = 50
     layer: str | None = None
+    batch_key: str | None = None
+    batches: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class Configuration:
                     f"{name}={widths!r} must be a tuple of widths of at least one, such as (64,)."
                 )
             object.__setattr__(self, name, tuple(int(width) for width in widths))
+        if self.batches is not None:
+            object.__setattr__(self, "batches", tuple(self.batches))  # a list in JSON
         if not _whole(self.seed) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed!r} must be a whole number from 0 to 2**32 - 1.")
         object.__setattr__(self, "seed", int(self.seed))
@@ -83,6 +87,11 @@ class Configuration:
     def binary(self) -> bool:
         """Whether counts are set to 0/1."""
         return self.likelihood == "bernoulli"
+
+    @property
+    def n_batches(self) -> int:
+        """How many batches the decoder tells apart; one: it does not."""
+        return max(1, len(self.batches or ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

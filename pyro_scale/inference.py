@@ -16,6 +16,8 @@ from pyro_scale.programs import Cells, MixtureVAE
 
 __all__ = ["Kind", "bound", "latent", "own_kind", "responsibilities"]
 
+_AT_ONCE = 4096  # cells x draws
+
 Kind = Literal["averaged", "optimal", "at_mean", "amortized"]
 """Which q(c|x)."""
 
@@ -90,8 +92,7 @@ def bound(
 ) -> NDArray[np.float32]:
     """A bound of log p(x) per cell, by closed form, averaged over draws of z: shape ``(n,)``.
 
-    The importance-weighted bound takes its draws together; at most about 50 million decoder
-    outputs are held at a time.
+    The importance-weighted bound takes its draws together.
     """
     twin = "mean_field" if name == "amortized" else name
     if twin not in TWINS:
@@ -104,7 +105,7 @@ def bound(
     def one(cells: Cells, generator: torch.Generator) -> Tensor:
         loc_nd, var_nd = vae.encoder(cells)
         log_q_c_nk = vae.log_q_c(cells) if name == "amortized" else None
-        at_once = max(1, int(5e7 / cells.x_np.numel()))
+        at_once = max(1, _AT_ONCE // cells.n_cells)
         parts = []
         for start in range(0, n_samples, at_once):
             n = min(at_once, n_samples - start)

@@ -68,7 +68,18 @@ class Results:
             extra = adata.n_vars - len(self.peak_names)
             logger.info("peaks matched by name: reordered, %d others left out.", extra)
             adata = adata[:, self.peak_names]
-        return as_counts(adata, layer=self.configuration.layer, binary=self.configuration.binary)
+        return self._read(adata)
+
+    def _read(self, adata: AnnData) -> Counts:
+        """The cells, read as this model is configured."""
+        configuration = self.configuration
+        return as_counts(
+            adata,
+            layer=configuration.layer,
+            binary=configuration.binary,
+            batch_key=configuration.batch_key,
+            batches=configuration.batches,
+        )
 
     def _trained_counts(self, adata: AnnData | None) -> Counts:
         if not self.is_trained:

@@ -21,7 +21,7 @@ from pyro_scale.programs import Lsi, MixtureVAE
 
 __all__ = ["SCHEMA_VERSION", "Saved", "description", "load", "save"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _FILES = ("model.json", "peaks.json", "history.json", "weights.safetensors")
 
 
@@ -134,7 +134,10 @@ def _empty_vae(
             decoder_hidden=configuration.decoder_hidden,
             likelihood=configuration.likelihood,
             layer_norm=not configuration.plain,
-            lsi=None if configuration.plain else Lsi(n_peaks, directions.shape[-1]),
+            lsi=None
+            if configuration.plain
+            else Lsi(n_peaks, directions.shape[-1], configuration.n_batches),
             mean_log_depth=None if configuration.plain or not configuration.binary else 0.0,
+            n_batches=configuration.n_batches,
             classifier=configuration.formulation == "amortized",
         )

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from pyro_scale import saving
 from pyro_scale.configuration import Configuration
-from pyro_scale.data import Counts, as_counts
+from pyro_scale.data import Counts, batch_names
 from pyro_scale.programs import LikelihoodName, MixtureVAE, Treatment
 from pyro_scale.results import Results
 from pyro_scale.training import TrainingPlan, build_vae, fit
@@ -56,6 +56,9 @@ class SCALE(Results):
         Directions of the latent semantic indexing that the default encoder reads.
     layer
         Read ``adata.layers[layer]`` instead of ``adata.X``.
+    batch_key
+        Column of ``adata.obs`` that names each cell's batch. The decoder is conditioned on it,
+        in the programs and in the closed forms, so that z need not tell batches apart.
     seed
         Of initialisation and training.
 
@@ -96,6 +99,7 @@ class SCALE(Results):
         decoder_hidden: tuple[int, ...] = (),
         n_lsi: int = 50,
         layer: str | None = None,
+        batch_key: str | None = None,
         seed: int = 0,
     ) -> None:
         self.configuration = Configuration(
@@ -110,9 +114,13 @@ class SCALE(Results):
             decoder_hidden,
             n_lsi,
             layer,
+            batch_key,
+            None,
             seed,
         )
-        counts = as_counts(adata, layer=layer, binary=self.configuration.binary)
+        counts = self._read(adata)
+        if batch_key is not None:
+            self.configuration = replace(self.configuration, batches=batch_names(adata, batch_key))
         if (n_components or 1) > counts.n_cells:
             raise ValueError(
                 f"n_components={n_components} is more than the {counts.n_cells} cells; choose "
@@ -129,6 +137,7 @@ class SCALE(Results):
                 likelihood=likelihood,
                 plain=self.configuration.plain,
                 classifier=formulation == "amortized",
+                n_batches=self.configuration.n_batches,
                 n_lsi=self.configuration.n_lsi,
                 seed=self.configuration.seed,
             )
@@ -215,15 +224,18 @@ class SCALE(Results):
         self.configuration = replace(self.configuration, n_components=self.vae.n_components)
 
     def to_anndata(self, adata: AnnData | None = None) -> AnnData:
-        """A copy of ``adata`` (None: names only) with the results under documented keys.
+        """A copy of ``adata`` (None: names and accessibility) with the results, documented keys.
+
+        Where the model's own cells are on disk, None leaves accessibility out.
+
 
         ``obsm["X_scale"]`` the latent means, ``obsm["scale_responsibilities"]`` q(c|x),
         ``obs["scale_cluster"]`` its argmax, ``uns["scale"]`` the configuration and versions.
         """
         counts = self._trained_counts(adata)
         if adata is None:
-            result = AnnData(counts.x.copy())
-            result.obs_names, result.var_names = counts.obs_names, counts.var_names
+            obs, var = pd.DataFrame(index=counts.obs_names), pd.DataFrame(index=counts.var_names)
+            result = AnnData(None if counts.on_disk else counts.read().copy(), obs=obs, var=var)
         else:
             result = adata.to_memory() if adata.isbacked else adata.copy()
         result.obsm["X_scale"] = self.get_latent_representation(adata)

@@ -263,7 +263,7 @@ def test_no_cell_is_lost_repeated_or_torn_from_its_depth(n, batch_size, seed):
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
     seen = torch.cat([batch.depth_n for batch in batches])
-    assert torch.equal(torch.cat([batch.x_np for batch in batches])[:, 0], seen)
+    assert torch.equal(torch.cat([batch.x_np.to_dense() for batch in batches])[:, 0], seen)
     in_order = torch.arange(1.0, n + 1)
     assert torch.equal(seen if seed is None else torch.msort(seen), in_order)
 

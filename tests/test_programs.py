@@ -93,8 +93,8 @@ def test_inverse_softplus_over_many_orders_of_magnitude():
 def test_depth_shifts_every_logit_and_starts_at_odds_in_proportion():
     vae = MixtureVAE(5, 2, 2, hidden=(4,), mean_log_depth=1.0)
     z = torch.randn(3, 2)
-    logits = vae.likelihood.logits(z, torch.full((3,), 2.0))
-    doubled = vae.likelihood.logits(z, torch.full((3,), 4.0))
+    logits = vae.likelihood.logits(z, Cells(torch.ones(3, 5), torch.full((3,), 2.0)))
+    doubled = vae.likelihood.logits(z, Cells(torch.ones(3, 5), torch.full((3,), 4.0)))
     torch.testing.assert_close(doubled - logits, torch.full((3, 5), 2.0).log())
 
 

@@ -94,10 +94,7 @@ def by_quadrature(vae: MixtureVAE, cells: Cells) -> Rungs:
     too steep for Hermite), divergences by the trapezoidal rule. log p(x) is integrated around the
     *true posterior's* mode by both: one enters the difference, the other the divergence.
     """
-    parts = [
-        _one_cell(vae, Cells(cells.x_np[n : n + 1], cells.depth_n[n : n + 1]))
-        for n in range(cells.n_cells)
-    ]
+    parts = [_one_cell(vae, cells.take(slice(n, n + 1))) for n in range(cells.n_cells)]
 
     def column(groups: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         return tuple(torch.cat(values) for values in zip(*groups, strict=True))

@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from pyro_scale.data.validate import _choose, _to_csr
+from pyro_scale.data.validate import _choose, _chunks, _to_csr
 from pyro_scale.errors import DataError
 
 __all__ = ["filter_cells", "filter_peaks"]
@@ -19,7 +19,13 @@ logger = logging.getLogger(__name__)
 
 def _open(adata: AnnData, layer: str | None, axis: Literal[0, 1]) -> NDArray[np.intp]:
     x = _to_csr(_choose(adata, layer))
-    return x.getnnz(axis)
+    parts = [part.getnnz(axis) for _, part in _chunks(x)]
+    return np.concatenate(parts) if axis else np.sum(parts, axis=0)
+
+
+def _kept(view: AnnData) -> AnnData:
+    """What is left, in memory."""
+    return view.to_memory() if view.isbacked else view.copy()
 
 
 def filter_cells(adata: AnnData, *, min_peaks: int = 1, layer: str | None = None) -> AnnData:
@@ -43,7 +49,7 @@ def filter_cells(adata: AnnData, *, min_peaks: int = 1, layer: str | None = None
             f"none of the {adata.n_obs} cells has {min_peaks} open peaks; lower min_peaks."
         )
     logger.info("kept %d of %d cells (min_peaks=%s)", keep.sum(), adata.n_obs, min_peaks)
-    return adata[keep].copy()
+    return _kept(adata[keep])
 
 
 def filter_peaks(adata: AnnData, *, min_cells: float = 3, layer: str | None = None) -> AnnData:
@@ -71,4 +77,4 @@ def filter_peaks(adata: AnnData, *, min_cells: float = 3, layer: str | None = No
             "lower min_cells."
         )
     logger.info("kept %d of %d peaks (min_cells=%s)", keep.sum(), adata.n_vars, min_cells)
-    return adata[:, keep].copy()
+    return _kept(adata[:, keep])

@@ -7,18 +7,37 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scdataset import BlockShuffling, Streaming, scDataset
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pyro_scale.data.on_disk import OnDisk
 from pyro_scale.data.validate import Counts
 from pyro_scale.programs import Cells
+from pyro_scale.programs.sparse import from_scipy
 
-__all__ = ["dense_cells", "loader"]
+__all__ = ["dense_cells", "loader", "sparse_cells"]
+
+_BLOCK = 32
+
+
+def sparse_cells(counts: Counts) -> Cells:
+    """Every cell as one minibatch."""
+    batch = None if counts.batch is None else torch.from_numpy(counts.batch.copy())
+    depth_n = torch.from_numpy(counts.depth.copy())
+    return Cells(from_scipy(counts.read()), depth_n, batch_n=batch)
 
 
 def dense_cells(counts: Counts, *, dtype: torch.dtype = torch.float32) -> Cells:
-    """Every cell as one minibatch."""
-    x_np = torch.from_numpy(counts.x.toarray()).to(dtype)
-    return Cells(x_np, torch.from_numpy(counts.depth.copy()).to(dtype))
+    """Every cell as one minibatch, accessibility held as cells x peaks numbers."""
+    return sparse_cells(counts).dense().to(dtype)
+
+
+def _take(counts: Counts, cells: NDArray[np.intp]) -> Counts:
+    """Some of the cells, read into memory, without their names (which training does not ask)."""
+    batch = None if counts.batch is None else counts.batch[cells]
+    x = counts.x[cells]
+    x = x.read() if isinstance(x, OnDisk) else x
+    return Counts(x, counts.depth[cells], counts.obs_names[:0], counts.var_names, batch)
 
 
 class _Minibatches(Dataset[Cells]):
@@ -28,10 +47,23 @@ class _Minibatches(Dataset[Cells]):
         self.counts = counts
 
     def __getitem__(self, cells: NDArray[np.intp]) -> Cells:
-        return dense_cells(self.counts[cells])
+        return sparse_cells(_take(self.counts, cells))
 
     def __len__(self) -> int:
         return self.counts.n_cells
+
+
+class _Cells:
+    """Counts as scDataset wants them: a length, and cells read into memory by position."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
+
+    def __len__(self) -> int:
+        return self.counts.n_cells
+
+    def __getitem__(self, cells: NDArray[np.intp]) -> Counts:
+        return _take(self.counts, np.asarray(cells))
 
 
 class _Batches(Sampler[NDArray[np.intp]]):
@@ -55,7 +87,8 @@ class _Batches(Sampler[NDArray[np.intp]]):
 def loader(counts: Counts, batch_size: int, *, seed: int | None = None) -> DataLoader[Cells]:
     """Minibatches of about ``batch_size`` cells: shuffled each epoch if a seed is given.
 
-    Fewer cells than ``batch_size`` make one batch; no cell is dropped.
+    Fewer cells than ``batch_size`` make one batch; no cell is dropped. Cells on disk are shuffled
+    by blocks of 32 neighbours, and 32 batches, read together, are shuffled once more (scDataset).
 
     Raises
     ------
@@ -64,6 +97,17 @@ def loader(counts: Counts, batch_size: int, *, seed: int | None = None) -> DataL
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least one.")
+    if counts.on_disk:
+        blocks = Streaming() if seed is None else BlockShuffling(_BLOCK)
+        minibatches = scDataset(
+            _Cells(counts),
+            blocks,
+            batch_size,
+            fetch_factor=1 if seed is None else _BLOCK,
+            seed=seed or 0,
+            batch_callback=lambda held, cells: sparse_cells(_take(held, np.asarray(cells))),
+        )
+        return DataLoader(minibatches, batch_size=None, generator=torch.Generator())
     generator = None if seed is None else np.random.default_rng(seed)
     return DataLoader(
         _Minibatches(counts),

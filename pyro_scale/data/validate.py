@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.abc import CSRDataset
 from numpy.typing import NDArray
 from scipy import sparse
 
+from pyro_scale.data.on_disk import OnDisk, as_csr
 from pyro_scale.errors import DataError
 
-__all__ = ["Counts", "as_counts"]
+__all__ = ["Counts", "as_counts", "batch_names"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +29,21 @@ class Counts:
     Attributes
     ----------
     x
-        CSR matrix, cells x peaks, float32: 0/1 if binary, else non-negative whole numbers.
+        CSR matrix, cells x peaks, float32: 0/1 if binary, else non-negative whole numbers. Or such
+        a matrix on disk.
     depth
         Total of each row of ``x``, shape ``(n_cells,)``, float32.
     obs_names, var_names
         Names of the cells and of the peaks.
+    batch
+        Number of each cell's batch, shape ``(n_cells,)``, int64; None: no batches are told apart.
     """
 
-    x: sparse.csr_matrix
+    x: sparse.csr_matrix | OnDisk
     depth: NDArray[np.float32]
     obs_names: pd.Index
     var_names: pd.Index
+    batch: NDArray[np.int64] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -48,22 +55,49 @@ class Counts:
         """P."""
         return int(self.x.shape[1])
 
-    def __getitem__(self, cells: NDArray[np.intp]) -> Counts:
+    @property
+    def on_disk(self) -> bool:
+        """Whether the matrix is read when it is needed."""
+        return isinstance(self.x, OnDisk)
+
+    def read(self) -> sparse.csr_matrix:
+        """The matrix, in memory."""
+        return self.x.read() if isinstance(self.x, OnDisk) else self.x
+
+    def chunks(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """The matrix in memory a part at a time, each with the place of its cells."""
+        return _chunks(self.x)
+
+    def __getitem__(self, cells: NDArray[np.intp] | slice) -> Counts:
         """The counts of some cells, by position."""
-        return Counts(self.x[cells], self.depth[cells], self.obs_names[cells], self.var_names)
+        batch = None if self.batch is None else self.batch[cells]
+        return Counts(
+            self.x[cells], self.depth[cells], self.obs_names[cells], self.var_names, batch
+        )
 
 
-def as_counts(adata: AnnData, *, layer: str | None = None, binary: bool = True) -> Counts:
+def as_counts(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    binary: bool = True,
+    batch_key: str | None = None,
+    batches: Sequence[str] | None = None,
+) -> Counts:
     """Check an AnnData and return its accessibility; the AnnData is left as it is.
 
     Parameters
     ----------
     adata
-        Cells x peaks; ``X`` (or the layer) sparse or dense, counts or binary.
+        Cells x peaks; ``X`` (or the layer) sparse or dense, counts or binary. A CSR matrix of an
+        AnnData that was opened ``backed="r"`` stays on disk.
     layer
         Read ``adata.layers[layer]`` instead of ``adata.X``.
     binary
         Set every positive count to one, on a copy (the Bernoulli likelihood); it is logged.
+    batch_key, batches
+        Column of ``adata.obs`` with the cell's batch, and the names that are known, in order
+        (:func:`batch_names`).
 
     Raises
     ------
@@ -71,7 +105,8 @@ def as_counts(adata: AnnData, *, layer: str | None = None, binary: bool = True) 
         If ``adata`` is not an AnnData.
     DataError
         If the layer is missing, there are no cells or peaks, names repeat, or counts are
-        NaN, infinite, negative or not whole numbers, or a cell has no open peak.
+        NaN, infinite, negative or not whole numbers, a cell has no open peak, or a batch is
+        missing or not known.
     """
     if not isinstance(adata, AnnData):
         raise TypeError(
@@ -80,12 +115,22 @@ def as_counts(adata: AnnData, *, layer: str | None = None, binary: bool = True) 
         )
     x = _to_csr(_choose(adata, layer))
     _check_names(adata)
-    _check_values(x, adata.obs_names, "X" if layer is None else f"layers[{layer!r}]")
-    if binary and x.data.size and x.data.max() > 1:
-        share = float(np.mean(x.data > 1))
-        logger.info("%.1f %% of the open peaks have counts above one; set to one.", 100 * share)
-        x.data = np.ones_like(x.data)
-    depth = np.asarray(x.sum(1), dtype=np.float32).ravel()
+    depth, open_p = np.zeros(adata.n_obs, dtype=np.float32), np.zeros(adata.n_vars, dtype=np.int64)
+    n_above = 0
+    for cells, part in _chunks(x):
+        names = adata.obs_names[cells]
+        _check_values(part, names, "X" if layer is None else f"layers[{layer!r}]")
+        n_above += int((part.data > 1).sum())
+        if binary:
+            part.data[:] = 1
+        depth[cells] = np.asarray(part.sum(1)).ravel()
+        open_p += np.bincount(part.indices, minlength=adata.n_vars)
+    if binary and n_above:
+        share = 100 * n_above / open_p.sum()
+        logger.info("%.1f %% of the open peaks have counts above one; set to one.", share)
+    if isinstance(x, OnDisk):
+        logger.info("the matrix stays on disk and is read in blocks of neighbouring cells.")
+        x.binary = binary
     empty = np.flatnonzero(depth == 0)
     if empty.size:
         raise DataError(
@@ -93,10 +138,46 @@ def as_counts(adata: AnnData, *, layer: str | None = None, binary: bool = True) 
             f"{adata.obs_names[empty[0]]!r}); remove them with "
             "pyro_scale.data.filter_cells(adata, min_peaks=1)."
         )
-    silent = int((np.diff(x.tocsc().indptr) == 0).sum())
+    silent = int((open_p == 0).sum())
     if silent:
         logger.info("%d of %d peaks are open in no cell; they are kept.", silent, adata.n_vars)
-    return Counts(x, depth, adata.obs_names, adata.var_names)
+    batch = None if batch_key is None else _batch_codes(adata, batch_key, batches)
+    return Counts(x, depth, adata.obs_names, adata.var_names, batch)
+
+
+def batch_names(adata: AnnData, batch_key: str) -> tuple[str, ...]:
+    """The batches of the cells, by name, sorted.
+
+    Raises
+    ------
+    DataError
+        If there is no such column of ``adata.obs``, or a cell has no batch.
+    """
+    if batch_key not in adata.obs:
+        raise DataError(
+            f"batch_key={batch_key!r} is not a column of adata.obs; the columns are: "
+            f"{', '.join(map(str, adata.obs.columns)) or 'none'}."
+        )
+    missing = adata.obs[batch_key].isna().to_numpy()
+    if missing.any():
+        raise DataError(
+            f"{int(missing.sum())} cells have no batch in adata.obs[{batch_key!r}] (the first is "
+            f"{adata.obs_names[missing.argmax()]!r}); every cell needs one."
+        )
+    return tuple(sorted(set(adata.obs[batch_key].astype(str))))
+
+
+def _batch_codes(
+    adata: AnnData, batch_key: str, batches: Sequence[str] | None
+) -> NDArray[np.int64]:
+    present = batch_names(adata, batch_key)
+    known = present if batches is None else tuple(batches)
+    if unknown := sorted(set(present) - set(known)):
+        raise DataError(
+            f"batch {unknown[0]!r} of adata.obs[{batch_key!r}] is not one that the model knows; "
+            f"it was trained on {', '.join(known)}."
+        )
+    return pd.Index(known).get_indexer(adata.obs[batch_key].astype(str)).astype(np.int64)
 
 
 def _choose(adata: AnnData, layer: str | None) -> Any:
@@ -120,20 +201,25 @@ def _choose(adata: AnnData, layer: str | None) -> Any:
     return adata.layers[layer]
 
 
-def _to_csr(x: Any) -> sparse.csr_matrix:
-    """A float32 CSR copy without explicit zeros; a dense matrix is converted and logged."""
-    if hasattr(x, "to_memory"):  # a backed matrix
+def _chunks(x: sparse.csr_matrix | OnDisk) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    return x.chunks() if isinstance(x, OnDisk) else iter([(slice(0, x.shape[0]), x)])
+
+
+def _to_csr(x: Any) -> sparse.csr_matrix | OnDisk:
+    """A float32 CSR copy without explicit zeros; a dense matrix is converted and logged.
+
+    A CSR matrix on disk stays there; others are read.
+    """
+    if isinstance(x, CSRDataset) and x.dtype.kind in "biuf":
+        return OnDisk(x, np.arange(x.shape[0]), binary=False)
+    if hasattr(x, "to_memory"):
         x = x.to_memory()
     if not sparse.issparse(x):
         logger.info("the matrix is dense; it is converted to a sparse copy.")
     matrix: Any = x if sparse.issparse(x) else np.asarray(x)
     if matrix.dtype.kind not in "biuf":
         raise DataError(f"the matrix has dtype {matrix.dtype}; expected real numbers.")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-        csr = sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
-    csr.sum_duplicates()
-    csr.eliminate_zeros()
-    return csr
+    return as_csr(matrix)
 
 
 def _check_names(adata: AnnData) -> None:

@@ -144,10 +144,14 @@ def evaluate(
         ``log_eps`` is used here, in the Bernoulli likelihood.
     """
     loc_nd, var_nd = vae.encoder(cells) if moments is None else moments
-    if isinstance(vae.likelihood, PoissonLikelihood):
-        log_lik_n = terms.poisson_log_lik(vae.likelihood.log_rate(z_nd, cells.depth_n), cells.x_np)
+    if cells.is_sparse and constants.log_eps:
+        cells = cells.dense()
+    if cells.is_sparse:
+        log_lik_n = vae.likelihood(z_nd, cells).log_prob(cells.x_np)
+    elif isinstance(vae.likelihood, PoissonLikelihood):
+        log_lik_n = terms.poisson_log_lik(vae.likelihood.log_rate(z_nd, cells), cells.x_np)
     else:
-        logits_np = vae.likelihood.logits(z_nd, cells.depth_n)
+        logits_np = vae.likelihood.logits(z_nd, cells)
         log_lik_n = terms.bernoulli_log_lik(logits_np, cells.x_np, eps=constants.log_eps)
     prior = vae.prior
     return Point(z_nd, loc_nd, var_nd, prior.log_pi_k, prior.loc_kd, prior.var_kd, log_lik_n)

@@ -11,7 +11,7 @@ from pyro_scale.programs.guides import (
 )
 from pyro_scale.programs.likelihood import BernoulliLikelihood, PoissonLikelihood
 from pyro_scale.programs.models import AuxiliaryModel, CollapsedModel, MixtureModel
-from pyro_scale.programs.networks import Classifier, Encoder, Lsi
+from pyro_scale.programs.networks import Classifier, Encoder, Lsi, PeakLinear
 from pyro_scale.programs.prior import MixturePrior
 from pyro_scale.programs.vae import LikelihoodName, MixtureVAE
 
@@ -33,6 +33,7 @@ __all__ = [
     "MixtureModel",
     "MixturePrior",
     "MixtureVAE",
+    "PeakLinear",
     "PoissonLikelihood",
     "Programs",
     "StructuredGuide",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from pyro_scale.programs.sparse import is_sparse, with_values
 
 __all__ = ["Cells"]
 
@@ -16,18 +19,22 @@ class Cells(NamedTuple):
     Attributes
     ----------
     x_np
-        Accessibility, shape ``(n, p)``: 0/1 for the Bernoulli likelihood, counts for the
-        Poisson one.
+        Accessibility, shape ``(n, p)``, dense or a CSR tensor: 0/1 for the Bernoulli
+        likelihood, counts for the Poisson one.
     depth_n
         Total accessibility of each cell, shape ``(n,)``: a covariate the programs condition
         on, never a random variable.
     seen_np
         What the encoder reads of ``x_np``, shape ``(n, p)``; None: all of it.
+    batch_n
+        Number of the batch of each cell, shape ``(n,)``, int64: a covariate of the decoder; None
+        where the model has none.
     """
 
     x_np: Tensor
     depth_n: Tensor
     seen_np: Tensor | None = None
+    batch_n: Tensor | None = None
 
     @classmethod
     def from_counts(cls, x_np: Tensor) -> Cells:
@@ -39,6 +46,11 @@ class Cells(NamedTuple):
         """Number of cells in the minibatch."""
         return self.x_np.shape[0]
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether accessibility is held as its ones (a CSR tensor)."""
+        return is_sparse(self.x_np)
+
     def hide(self, share: float) -> Cells:
         """The same cells with a random share of the peaks hidden from the encoder.
 
@@ -46,13 +58,38 @@ class Cells(NamedTuple):
         one cell happens to show (Vincent et al. 2008, doi:10.1145/1390156.1390294). q(z|x) that
         sees less is still a q(z|x): the bound remains a bound.
         """
-        return self._replace(seen_np=self.x_np * (torch.rand_like(self.x_np) >= share))
+        if not self.is_sparse:
+            return self._replace(seen_np=self.x_np * (torch.rand_like(self.x_np) >= share))
+        ones = self.x_np.values()
+        return self._replace(
+            seen_np=with_values(self.x_np, ones * (torch.rand_like(ones) >= share))
+        )
 
-    def to(self, *args: object, **kwargs: object) -> Cells:
-        """Move or cast every tensor, as :meth:`torch.Tensor.to`."""
-        x_np, depth_n, seen_np = self
+    def dense(self) -> Cells:
+        """The same cells, accessibility held as n x p numbers."""
+        return self._each(Tensor.to_dense)
+
+    def take(self, cells: slice) -> Cells:
+        """Some of the (dense) cells."""
+        return self._each(lambda part: part[cells])
+
+    def to(self, like: Tensor | torch.device | torch.dtype, **kwargs: Any) -> Cells:
+        """Move to a device and cast to a type, as :meth:`torch.Tensor.to`.
+
+        Devices other than CPU and CUDA have no CSR tensors and get dense ones; ``batch_n`` stays
+        whole numbers.
+        """
+        device = like.device if isinstance(like, Tensor) else like
+        elsewhere = isinstance(device, torch.device) and device.type not in ("cpu", "cuda")
+        cells = self.dense() if elsewhere else self
+        moved = cells._each(lambda part: part.to(like, **kwargs))
+        return moved if moved.batch_n is None else moved._replace(batch_n=moved.batch_n.long())
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Cells:
+        x_np, depth_n, seen_np, batch_n = self
         return Cells(
-            x_np.to(*args, **kwargs),  # type: ignore[call-overload]
-            depth_n.to(*args, **kwargs),  # type: ignore[call-overload]
-            None if seen_np is None else seen_np.to(*args, **kwargs),  # type: ignore[call-overload]
+            function(x_np),
+            function(depth_n),
+            None if seen_np is None else function(seen_np),
+            None if batch_n is None else function(batch_n),
         )

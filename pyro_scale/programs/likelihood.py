@@ -11,21 +11,52 @@ from torch import Tensor, nn
 
 from pyro_scale.programs.cells import Cells
 from pyro_scale.programs.networks import linear, mlp
+from pyro_scale.programs.over_peaks import Logits
+from pyro_scale.programs.peaks import BernoulliPeaks, PoissonPeaks
 
 __all__ = ["BernoulliLikelihood", "PoissonLikelihood"]
 
 
 class _Decoded(nn.Module):
-    """A decoder network z -> eta_np; linear when it has no hidden layers."""
+    """A decoder network (z, batch) -> eta_np; linear when it has no hidden layers.
 
-    def __init__(self, n_peaks: int, n_latent: int, hidden: Sequence[int]) -> None:
+    Parameters
+    ----------
+    n_peaks, n_latent, hidden
+        P, D and the widths of the hidden layers.
+    n_batches
+        Number of batches that cells come from. With more than one, each has its own input unit
+        beside z (one-hot), so that z need not tell batches apart.
+    """
+
+    def __init__(
+        self, n_peaks: int, n_latent: int, hidden: Sequence[int], n_batches: int = 1
+    ) -> None:
         super().__init__()
-        self.hidden = mlp([n_latent, *hidden])
-        self.peaks = linear([n_latent, *hidden][-1], n_peaks)
+        self.n_batches = n_batches
+        sizes = [n_latent + (n_batches if n_batches > 1 else 0), *hidden]
+        self.hidden = mlp(sizes)
+        self.peaks = linear(sizes[-1], n_peaks)
 
-    def eta(self, z_nd: Tensor) -> Tensor:
+    def features(self, z_nd: Tensor, batch_n: Tensor | None = None) -> Tensor:
+        """What the last, linear layer reads, shape ``(..., r)``."""
+        if self.n_batches > 1:
+            if batch_n is None:
+                raise ValueError(
+                    f"the decoder is conditioned on {self.n_batches} batches: give batch_n."
+                )
+            one_hot_nb = F.one_hot(batch_n, self.n_batches).to(z_nd)
+            z_nd = torch.cat([z_nd, one_hot_nb.expand(*z_nd.shape[:-1], -1)], -1)
+        return self.hidden(z_nd)
+
+    def eta(self, z_nd: Tensor, batch_n: Tensor | None = None) -> Tensor:
         """The decoder's output, shape ``(..., p)``."""
-        return self.peaks(self.hidden(z_nd))
+        return self.peaks(self.features(z_nd, batch_n))
+
+    def _logits(self, z_nd: Tensor, cells: Cells, shift_n: Tensor | None = None) -> Logits:
+        """eta plus a shift of all peaks, not multiplied out."""
+        h_nr = self.features(z_nd, cells.batch_n)
+        return Logits(h_nr, self.peaks.weight, self.peaks.bias, shift_n)
 
 
 class BernoulliLikelihood(_Decoded):
@@ -38,8 +69,8 @@ class BernoulliLikelihood(_Decoded):
 
     Parameters
     ----------
-    n_peaks, n_latent, hidden
-        P, D and the widths of the decoder's hidden layers.
+    n_peaks, n_latent, hidden, n_batches
+        P, D, the widths of the decoder's hidden layers, the number of batches it knows.
     mean_log_depth
         *a*; None leaves the depth term out.
     """
@@ -50,30 +81,36 @@ class BernoulliLikelihood(_Decoded):
         n_latent: int,
         hidden: Sequence[int] = (),
         *,
+        n_batches: int = 1,
         mean_log_depth: float | None = None,
     ) -> None:
-        super().__init__(n_peaks, n_latent, hidden)
+        super().__init__(n_peaks, n_latent, hidden, n_batches)
         self.depth_slope: nn.Parameter | None = None
         if mean_log_depth is not None:
             self.depth_slope = nn.Parameter(torch.ones(()))
             self.register_buffer("mean_log_depth", torch.tensor(float(mean_log_depth)))
             self.mean_log_depth: Tensor
 
-    def logits(self, z_nd: Tensor, depth_n: Tensor) -> Tensor:
-        """Logits of accessibility, shape ``(..., n, p)``."""
-        eta_np = self.eta(z_nd)
+    def depth_term(self, depth_n: Tensor) -> Tensor | None:
+        """b (log depth - a), shape ``(n,)``, if there is one."""
         if self.depth_slope is None:
-            return eta_np
-        log_depth_n = depth_n.clamp_min(1.0).log() - self.mean_log_depth
-        return eta_np + (self.depth_slope * log_depth_n).unsqueeze(-1)
+            return None
+        return self.depth_slope * (depth_n.clamp_min(1.0).log() - self.mean_log_depth)
+
+    def logits(self, z_nd: Tensor, cells: Cells) -> Tensor:
+        """Logits of accessibility, shape ``(..., n, p)``."""
+        eta_np, shift_n = self.eta(z_nd, cells.batch_n), self.depth_term(cells.depth_n)
+        return eta_np if shift_n is None else eta_np + shift_n.unsqueeze(-1)
 
     def forward(self, z_nd: Tensor, cells: Cells) -> dist.Distribution:
         """p(x|z), event shape ``(p,)``."""
-        return dist.Bernoulli(logits=self.logits(z_nd, cells.depth_n)).to_event(1)
+        if cells.is_sparse:
+            return BernoulliPeaks(self._logits(z_nd, cells, self.depth_term(cells.depth_n)))
+        return dist.Bernoulli(logits=self.logits(z_nd, cells)).to_event(1)
 
     def mean(self, z_nd: Tensor, cells: Cells) -> Tensor:
         """E[x|z], probabilities of accessibility, shape ``(..., n, p)``."""
-        return torch.sigmoid(self.logits(z_nd, cells.depth_n))
+        return torch.sigmoid(self.logits(z_nd, cells))
 
 
 class PoissonLikelihood(_Decoded):
@@ -83,16 +120,18 @@ class PoissonLikelihood(_Decoded):
     peaks bounds the rate, which a bare exponential would not.
     """
 
-    def log_rate(self, z_nd: Tensor, depth_n: Tensor) -> Tensor:
+    def log_rate(self, z_nd: Tensor, cells: Cells) -> Tensor:
         """Log rates, shape ``(..., n, p)``."""
-        log_share_np = F.log_softmax(self.eta(z_nd), dim=-1)
-        return log_share_np + depth_n.clamp_min(1.0).log().unsqueeze(-1)
+        log_share_np = F.log_softmax(self.eta(z_nd, cells.batch_n), dim=-1)
+        return log_share_np + cells.depth_n.clamp_min(1.0).log().unsqueeze(-1)
 
     def forward(self, z_nd: Tensor, cells: Cells) -> dist.Distribution:
         """p(x|z), event shape ``(p,)``."""
+        if cells.is_sparse:
+            return PoissonPeaks(self._logits(z_nd, cells), cells.depth_n.clamp_min(1.0))
         return dist.Poisson(self.mean(z_nd, cells)).to_event(1)
 
     def mean(self, z_nd: Tensor, cells: Cells) -> Tensor:
         """E[x|z], rates, shape ``(..., n, p)``."""
-        rate_np = self.log_rate(z_nd, cells.depth_n).exp()
+        rate_np = self.log_rate(z_nd, cells).exp()
         return rate_np + torch.finfo(rate_np.dtype).tiny  # a rate that underflows keeps a log

@@ -11,15 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_scale.programs.cells import Cells
+from pyro_scale.programs.sparse import is_sparse, matmul, rows_of, with_values
 
-__all__ = ["Classifier", "Encoder", "Lsi", "mlp"]
+__all__ = ["Classifier", "Encoder", "Lsi", "PeakLinear", "mlp"]
 
 
-def mlp(sizes: Sequence[int], *, layer_norm: bool = False) -> nn.Sequential:
-    """Linear-(LayerNorm)-ReLU for each consecutive pair of sizes; empty for a single size."""
+def mlp(
+    sizes: Sequence[int], *, layer_norm: bool = False, first: nn.Module | None = None
+) -> nn.Sequential:
+    """Linear-(LayerNorm)-ReLU for each consecutive pair of sizes; empty for a single size.
+
+    ``first`` takes the place of the first linear layer.
+    """
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(sizes):
-        layers.append(linear(n_in, n_out))
+        layers.append(linear(n_in, n_out) if layers or first is None else first)
         if layer_norm:
             layers.append(nn.LayerNorm(n_out))
         layers.append(nn.ReLU())
@@ -34,26 +40,54 @@ def linear(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
+class PeakLinear(nn.Module):
+    """A linear layer that reads accessibility: its weights are stored peak by peak.
+
+    A cell's hidden units are the sum of the rows of its open peaks, so a sparse cell costs what its
+    ones cost.
+
+    Parameters
+    ----------
+    n_peaks, n_hidden
+        P and H.
+    """
+
+    def __init__(self, n_peaks: int, n_hidden: int) -> None:
+        super().__init__()
+        self.weight_ph = nn.Parameter(torch.empty(n_peaks, n_hidden))
+        self.bias_h = nn.Parameter(torch.zeros(n_hidden))
+        nn.init.xavier_normal_(self.weight_ph)
+        self.deferred: list[tuple[Tensor, Tensor]] | None = None  # an optimiser's, see matmul
+
+    def forward(self, x_np: Tensor) -> Tensor:
+        """Shape ``(n, h)``, for sparse or dense accessibility."""
+        return matmul(x_np, self.weight_ph, self.deferred) + self.bias_h
+
+
 class Lsi(nn.Module):
     r"""Latent semantic indexing: TF-IDF projected on R directions, of unit length per cell.
 
     .. math:: y_n = \log(1 + 10^4 \, x_n / \mathrm{depth}_n \cdot \mathrm{idf}), \quad
               f_n = \sqrt{R} \; y_n V / \lVert y_n V \rVert
 
-    The directions are the data's (:func:`pyro_scale.training.lsi_of`) and are not trained.
+    The directions are the data's (:func:`pyro_scale.training.lsi_of`) and are not trained. Where
+    cells come from several batches, the mean coordinates of a cell's batch are taken off f: a
+    decoder that is told the batch does not stop z from repeating it.
 
     Parameters
     ----------
-    n_peaks, n_directions
-        P and R.
+    n_peaks, n_directions, n_batches
+        P, R and the number of batches.
 
     References
     ----------
     Cusanovich et al. 2015, doi:10.1126/science.aab1601 (TF-IDF, SVD, depth's component left out).
     """
 
-    def __init__(self, n_peaks: int, n_directions: int) -> None:
+    def __init__(self, n_peaks: int, n_directions: int, n_batches: int = 1) -> None:
         super().__init__()
+        self.register_buffer("centre_br", torch.zeros(n_batches, n_directions))
+        self.centre_br: Tensor
         self.register_buffer("idf_p", torch.ones(n_peaks))
         self.register_buffer("directions_pr", torch.zeros(n_peaks, n_directions))
         self.idf_p: Tensor
@@ -64,11 +98,28 @@ class Lsi(nn.Module):
         """R, the number of directions."""
         return self.directions_pr.shape[1]
 
-    def forward(self, x_np: Tensor, depth_n: Tensor) -> Tensor:
-        """The cells' coordinates, shape ``(n, r)``, each row of length sqrt(R)."""
-        tf_np = x_np / depth_n.clamp_min(1.0).unsqueeze(-1)
-        y_np = torch.log1p(1e4 * tf_np * self.idf_p)
-        return F.normalize(y_np @ self.directions_pr, dim=-1) * self.n_directions**0.5
+    def tf_idf(self, x_np: Tensor, depth_n: Tensor) -> Tensor:
+        """y, sparse where x is, shape ``(n, p)``."""
+        depth_n = depth_n.clamp_min(1.0)
+        if not is_sparse(x_np):
+            return torch.log1p(1e4 * x_np / depth_n.unsqueeze(-1) * self.idf_p)
+        x, depth, idf = x_np.values(), depth_n[rows_of(x_np)], self.idf_p[x_np.col_indices()]
+        return with_values(x_np, torch.log1p(1e4 * x / depth * idf))
+
+    def forward(self, x_np: Tensor, depth_n: Tensor, batch_n: Tensor | None = None) -> Tensor:
+        """The cells' coordinates, shape ``(n, r)``; without batches each row has length sqrt(R)."""
+        f_nr = matmul(self.tf_idf(x_np, depth_n), self.directions_pr)
+        f_nr = F.normalize(f_nr, dim=-1) * self.n_directions**0.5
+        return f_nr if batch_n is None else f_nr - self.centre_br[batch_n]
+
+    @torch.no_grad()
+    def centre(self, cells: Cells) -> None:
+        """Take the mean coordinates of each batch from these cells; without batches, nothing."""
+        if cells.batch_n is None:
+            return
+        f_nr = self(cells.x_np, cells.depth_n)
+        for batch in cells.batch_n.unique():
+            self.centre_br[batch] = f_nr[cells.batch_n == batch].mean(0)
 
 
 class Encoder(nn.Module):
@@ -102,7 +153,8 @@ class Encoder(nn.Module):
         self.min_var = min_var
         self.lsi = lsi
         sizes = [n_peaks if lsi is None else lsi.n_directions, *hidden]
-        self.trunk = mlp(sizes, layer_norm=layer_norm)
+        first = PeakLinear(*sizes[:2]) if lsi is None else None
+        self.trunk = mlp(sizes, layer_norm=layer_norm, first=first)
         width = sizes[-1]
         self.loc = linear(width, n_latent)
         self.raw_var = linear(width, n_latent)
@@ -110,7 +162,14 @@ class Encoder(nn.Module):
     def features(self, cells: Cells) -> Tensor:
         """The last hidden layer, shape ``(n, hidden[-1])``."""
         x_np = cells.x_np if cells.seen_np is None else cells.seen_np
-        return self.trunk(x_np if self.lsi is None else self.lsi(x_np, cells.depth_n))
+        if self.lsi is not None:
+            x_np = self.lsi(x_np, cells.depth_n, cells.batch_n)
+        return self.trunk(x_np)
+
+    @property
+    def peaks(self) -> PeakLinear | None:
+        """The layer that reads the peaks; None where LSI does."""
+        return next((layer for layer in self.trunk if isinstance(layer, PeakLinear)), None)
 
     def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(z|x) from the last hidden layer, each ``(n, d)``."""

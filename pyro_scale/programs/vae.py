@@ -40,6 +40,8 @@ class MixtureVAE(nn.Module):
     lsi
         The encoder reads these coordinates of the cells. None: it reads the accessibility
         itself, as SCALE does.
+    n_batches
+        Number of batches that the decoder is conditioned on; one: it is not.
     mean_log_depth
         Centre of the Bernoulli depth term; None leaves the term out, as SCALE does. The
         Poisson likelihood always has the depth as its exposure.
@@ -58,6 +60,7 @@ class MixtureVAE(nn.Module):
         likelihood: LikelihoodName = "bernoulli",
         layer_norm: bool = False,
         lsi: Lsi | None = None,
+        n_batches: int = 1,
         mean_log_depth: float | None = None,
         classifier: bool = False,
     ) -> None:
@@ -67,10 +70,14 @@ class MixtureVAE(nn.Module):
         self.likelihood: BernoulliLikelihood | PoissonLikelihood
         if likelihood == "bernoulli":
             self.likelihood = BernoulliLikelihood(
-                n_peaks, n_latent, decoder_hidden, mean_log_depth=mean_log_depth
+                n_peaks,
+                n_latent,
+                decoder_hidden,
+                n_batches=n_batches,
+                mean_log_depth=mean_log_depth,
             )
         elif likelihood == "poisson":
-            self.likelihood = PoissonLikelihood(n_peaks, n_latent, decoder_hidden)
+            self.likelihood = PoissonLikelihood(n_peaks, n_latent, decoder_hidden, n_batches)
         else:
             raise ValueError(
                 f"likelihood={likelihood!r} is not known; choose 'bernoulli' or 'poisson'."

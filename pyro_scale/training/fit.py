@@ -75,6 +75,7 @@ def _quiet_and_scoped(seed: int) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*treespec.*")
+            warnings.filterwarnings("ignore", message=".*has `__len__` defined.*")  # no workers
             torch.manual_seed(seed)
             yield
     finally:
@@ -138,7 +139,9 @@ def fit(
         )
     n_validation = int(plan.validation_size * counts.n_cells)
     order = np.random.default_rng(plan.seed).permutation(counts.n_cells)
-    held_out, training = counts[np.sort(order[:n_validation])], counts[order[n_validation:]]
+    held_out, training = (
+        counts[np.sort(part)] for part in (order[:n_validation], order[n_validation:])
+    )
     if training.n_cells < vae.n_components and plan.n_warmup > 0:
         held_out, training, n_validation = counts[order[:0]], counts, 0
     if n_validation == 0:

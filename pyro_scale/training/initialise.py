@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, diags_array
+from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 
-from pyro_scale.data import Counts
+from pyro_scale.data import Counts, sparse_cells
 from pyro_scale.programs import (
     BernoulliLikelihood,
     LikelihoodName,
@@ -35,6 +37,7 @@ def build_vae(
     likelihood: LikelihoodName,
     plain: bool,
     classifier: bool,
+    n_batches: int = 1,
     n_lsi: int = 50,
     seed: int = 0,
 ) -> MixtureVAE:
@@ -44,7 +47,7 @@ def build_vae(
     ----------
     counts
         The training cells.
-    n_components, n_latent, hidden, decoder_hidden, likelihood, classifier
+    n_components, n_latent, hidden, decoder_hidden, likelihood, classifier, n_batches
         As in :class:`~pyro_scale.programs.MixtureVAE`.
     plain
         The networks of SCALE as published. Otherwise: the encoder reads LSI, layer
@@ -61,8 +64,9 @@ def build_vae(
         decoder_hidden=decoder_hidden,
         likelihood=likelihood,
         classifier=classifier,
+        n_batches=n_batches,
         layer_norm=not plain,
-        lsi=None if plain else lsi_of(counts, n_lsi, seed),
+        lsi=None if plain else lsi_of(counts, n_lsi, seed, n_batches=n_batches),
         mean_log_depth=None
         if plain or likelihood == "poisson"
         else float(np.log(counts.depth).mean()),
@@ -79,7 +83,9 @@ def at_most(max_cells: int, n_cells: int, seed: int) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng(seed).permutation(n_cells)[:max_cells])
 
 
-def lsi_of(counts: Counts, n_directions: int, seed: int, *, max_cells: int = 20_000) -> Lsi:
+def lsi_of(
+    counts: Counts, n_directions: int, seed: int, *, n_batches: int = 1, max_cells: int = 20_000
+) -> Lsi:
     """The directions that the encoder reads: singular vectors of the cells' TF-IDF.
 
     The first one, which follows depth, is left out; ``n_directions`` shrinks to what the cells
@@ -91,31 +97,34 @@ def lsi_of(counts: Counts, n_directions: int, seed: int, *, max_cells: int = 20_
         The cells.
     n_directions
         R.
+    n_batches
+        Number of batches, whose means are taken off.
     seed
         Of the randomised SVD and of the choice of cells.
     max_cells
         Bounds time and memory.
     """
     counts = counts[at_most(max_cells, counts.n_cells, seed)]
-    idf_p = np.log1p(counts.n_cells / np.maximum(counts.x.getnnz(0), 1))
-    tf = diags_array(1 / counts.depth.clip(1)) @ counts.x.astype(np.float64)
-    y = csr_array(tf @ diags_array(idf_p))
-    y.data = np.log1p(1e4 * y.data)
-    length_n = np.sqrt(np.asarray((y * y).sum(1)).ravel()).clip(1e-12)
-    rank = min(n_directions + 1, *y.shape)
-    _, _, directions_rp = randomized_svd(
-        diags_array(1 / length_n) @ y, rank, n_iter=7, random_state=seed
-    )
-    directions_pr = directions_rp[min(1, rank - 1) :].T
-    lsi = Lsi(counts.n_peaks, directions_pr.shape[1])
+    x = counts.read()
+    counts = replace(counts, x=x)
+    rank = min(n_directions + 1, *x.shape)
+    lsi = Lsi(counts.n_peaks, max(1, rank - 1), n_batches)
+    idf_p = np.log1p(counts.n_cells / np.maximum(x.getnnz(0), 1))
     lsi.idf_p.copy_(torch.from_numpy(idf_p))
-    lsi.directions_pr.copy_(torch.from_numpy(directions_pr.copy()))
+    cells = sparse_cells(counts)
+    y = x.copy()
+    y.data = lsi.tf_idf(cells.x_np, cells.depth_n).values().double().numpy()
+    _, _, directions_rp = randomized_svd(normalize(y), rank, n_iter=7, random_state=seed)
+    lsi.directions_pr.copy_(torch.from_numpy(directions_rp[min(1, rank - 1) :].T.copy()))
+    lsi.centre(cells)
     return lsi
 
 
 def _peak_bias(vae: MixtureVAE, counts: Counts) -> NDArray[np.float64]:
     """What the decoder would say of a peak if every cell were alike, half a count smoothed in."""
-    total_p = np.asarray(counts.x.sum(0), dtype=np.float64).ravel() + 0.5
+    total_p = np.full(counts.n_peaks, 0.5)
+    for _, x in counts.chunks():
+        total_p += np.asarray(x.sum(0), dtype=np.float64).ravel()
     if isinstance(vae.likelihood, BernoulliLikelihood):
         open_p = total_p / (counts.n_cells + 1)
         return np.log(open_p) - np.log1p(-open_p)

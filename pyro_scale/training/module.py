@@ -13,6 +13,7 @@ from pyro_scale.objectives import Objective, Row
 from pyro_scale.programs import Cells, MixtureVAE
 from pyro_scale.training.initialise import standard_normal_prior
 from pyro_scale.training.mixture_start import choose_n_components, components_from_means
+from pyro_scale.training.peak_adam import PeakAdam
 from pyro_scale.training.plan import TrainingPlan
 
 __all__ = ["TrainingModule", "moments"]
@@ -81,18 +82,26 @@ class TrainingModule(L.LightningModule):
         """The objective of this epoch."""
         return self.warmup_objective if self.warming_up else self.objective
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam; the Gaussian prior on the decoder's weights enters as their weight decay."""
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam; the Gaussian prior on the decoder's weights enters as their weight decay.
+
+        On the CPU the layer that reads the peaks, if there is one, has :class:`PeakAdam`.
+        """
         weights = [p for p in self.vae.likelihood.parameters() if p.ndim > 1]
-        decayed = {id(p) for p in weights}
+        apart = {id(p) for p in weights}
+        peak_adam: list[torch.optim.Optimizer] = []
+        layer = self.vae.encoder.peaks
+        if layer is not None and layer.weight_ph.device.type == "cpu":
+            peak_adam = [PeakAdam(layer, self.plan.lr)]
+            apart.add(id(layer.weight_ph))
         groups: list[dict[str, Any]] = [
             {
                 "params": weights,
                 "weight_decay": self.plan.decoder_precision / self.counts.n_cells,
             },
-            {"params": [p for p in self.vae.parameters() if id(p) not in decayed]},
+            {"params": [p for p in self.vae.parameters() if id(p) not in apart]},
         ]
-        return torch.optim.Adam(groups, lr=self.plan.lr, weight_decay=0.0, fused=True)
+        return [torch.optim.Adam(groups, lr=self.plan.lr, weight_decay=0.0, fused=True), *peak_adam]
 
     def on_train_epoch_start(self) -> None:
         """Start the mixture from the encoder's means when the warm-up is over."""
@@ -101,15 +110,16 @@ class TrainingModule(L.LightningModule):
             loc_nd, var_nd = moments(self.vae, self.counts)
             if self.choose_k:
                 self.vae.prior.resize(choose_n_components(loc_nd, self.plan.seed))
-                optimizer: Any = self.optimizers()
+                optimizer = self._optimizers()[0]
                 optimizer.optimizer.add_param_group({"params": [*self.vae.prior.parameters()]})
             start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.plan.seed)
             self.vae.prior.set_components(*start)
 
     def training_step(self, cells: Cells, _: int) -> None:
         """One step of Adam on the mean loss per cell."""
-        optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
+        optimizer, *peak_adam = self._optimizers()
+        for each in (optimizer, *peak_adam):
+            each.zero_grad()
         if self.vae.encoder.lsi is not None and self.plan.hidden_share > 0:
             cells = cells.hide(self.plan.hidden_share)
         loss = self.current_objective.backward(
@@ -118,12 +128,34 @@ class TrainingModule(L.LightningModule):
             divide_by=cells.n_cells,
             backward=self.manual_backward,
         )
-        self.clip_gradients(
-            optimizer, gradient_clip_val=self.plan.gradient_clip, gradient_clip_algorithm="norm"
-        )
+        scale = self._clip([each.optimizer for each in peak_adam])
         optimizer.step()
+        for each in peak_adam:
+            each.optimizer.step(scale=scale)  # not Lightning's step, which would count it as one
         self._sums["loss"] += loss * cells.n_cells
         self._sums["cells"] += cells.n_cells
+
+    def _clip(self, peak_adam: list[PeakAdam]) -> float:
+        """Scale gradients down to a norm of at most ``gradient_clip``; the scale.
+
+        Pascanu et al. 2013, arXiv:1211.5063. Gradients that are not longer are not touched.
+        """
+        held = [p for p in self.vae.parameters() if p.grad is not None]
+        norms = [torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])]
+        norm = torch.stack([*norms, *(each.norm().to(norms[0]) for each in peak_adam)]).norm()
+        if not norm > self.plan.gradient_clip:
+            return 1.0
+        torch.nn.utils.clip_grads_with_norm_(held, self.plan.gradient_clip, norm)
+        return float(self.plan.gradient_clip / (norm + 1e-6))
+
+    def _optimizers(self) -> list[Any]:
+        optimizers: Any = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def on_fit_end(self) -> None:
+        """Give the layers their ordinary backward again."""
+        if self.vae.encoder.peaks is not None:
+            self.vae.encoder.peaks.deferred = None
 
     def validation_step(self, cells: Cells, batch: int) -> None:
         """The bound of held-out cells, at full KL weight.

@@ -109,11 +109,11 @@ class PeakVi:
 
 
 @contextlib.contextmanager
-def _as_released():
-    """The original needs names that numpy and torch have dropped; Adam is fused (same update)."""
+def as_released(optimizer):
+    """The original needs names that numpy and torch have dropped; with another Adam."""
     adam, clip = torch.optim.Adam, torch.nn.utils.clip_grad_norm_
     np.warnings, np.inf = warnings, np.inf
-    torch.optim.Adam = functools.partial(adam, fused=True)
+    torch.optim.Adam = optimizer
     torch.nn.utils.clip_grad_norm = clip
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -129,7 +129,7 @@ class OriginalScale:
         torch.manual_seed(seed)
         np.random.seed(seed)  # its mixture start reads numpy's state
         x = torch.from_numpy(adata.X.toarray()).float()
-        with _as_released():
+        with as_released(functools.partial(torch.optim.Adam, fused=True)):  # the same update
             from scale.model import SCALE
 
             self.model = SCALE([x.shape[1], 10, [1024, 128], []], n_centroids=k)

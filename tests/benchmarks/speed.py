@@ -1,0 +1,310 @@
+"""Step time, cells per second and peak memory of pyro_scale and its peers on simulated cells.
+
+    pip install -e ".[bench]"
+    python tests/benchmarks/speed.py --output speed
+
+Every measurement is a process of its own, and methods take turns, round by round; the table has the
+median of the rounds. Each method runs its own training loop, loader included; the first steps are
+not counted. Results are appended to ``speed.csv`` as they come; the table is printed and drawn in
+``speed.png``. The roofline is the time that the bytes of the first layer alone take: its weights
+read, their gradient written, and Adam's pass over weights, gradient and moments, by the measured
+bandwidth of a copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import peers
+import scipy.sparse as sp
+import torch
+
+import pyro_scale as ps
+from pyro_scale.data import as_counts, loader
+from pyro_scale.objectives import collapsed, evaluate
+from pyro_scale.programs import MixtureVAE
+from pyro_scale.training.peak_adam import PeakAdam
+
+K = 10
+SKIPPED = 3  # the first steps, in which memory is allocated
+
+
+def random_cells(n_cells: int, n_peaks: int, density: float) -> ad.AnnData:
+    """Ones at random places: the arithmetic does not ask where they are."""
+    rng = np.random.default_rng(0)
+    per_cell = rng.binomial(n_peaks, density, n_cells).clip(1)
+    columns = np.concatenate([np.sort(rng.choice(n_peaks, k, replace=False)) for k in per_cell])
+    indptr = np.concatenate([[0], per_cell.cumsum()])
+    x = sp.csr_matrix((np.ones(len(columns), np.float32), columns, indptr), (n_cells, n_peaks))
+    return ad.AnnData(x, obs=pd.DataFrame({"batch": pd.Categorical(["a"] * n_cells)}))
+
+
+class Enough(Exception):  # noqa: N818
+    """The measurement is over."""
+
+
+class Clock:
+    """Called after every step; ends the run after so many."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.times = steps, [time.perf_counter()]
+
+    def __call__(self, *_: object) -> None:
+        self.times.append(time.perf_counter())
+        if len(self.times) > self.steps + SKIPPED:
+            raise Enough
+
+    def seconds(self) -> float:
+        """Per step, the first ones left out, what lies between epochs included."""
+        times = self.times[SKIPPED:]
+        return (times[-1] - times[0]) / (len(times) - 1)
+
+
+def _callback(clock: Clock, base: type) -> object:
+    return type("Callback", (base,), {"on_train_batch_end": lambda *_: clock()})()
+
+
+def ours(**options) -> Callable:
+    """SCALE.train, by Lightning and Pyro."""
+
+    def run(adata, batch, clock):
+        from lightning import Callback
+
+        model = ps.SCALE(adata, K, **options)
+        kwargs = {"callbacks": [_callback(clock, Callback)]}
+        model.train(
+            10**6, batch_size=batch, warmup_epochs=0, progress_bar=False, trainer_kwargs=kwargs
+        )
+
+    return run
+
+
+def bare(adata, batch, clock):
+    """The same network, sparse kernels and loss without Pyro and Lightning."""
+    counts = as_counts(adata)
+    vae = MixtureVAE(adata.n_vars, K)
+    first = PeakAdam(vae.encoder.peaks, lr=2e-4)
+    rest = [p for p in vae.parameters() if p is not vae.encoder.peaks.weight_ph]
+    optimizer = torch.optim.Adam(rest, lr=2e-4, fused=True)
+    while True:
+        for cells in loader(counts, batch, seed=0):
+            first.zero_grad()
+            optimizer.zero_grad()
+            loc, var = vae.encoder(cells)
+            z = loc + var.sqrt() * torch.randn_like(loc)
+            loss = -collapsed(evaluate(vae, cells, z, moments=(loc, var))).total().mean()
+            loss.backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in rest])
+            scale = min(1.0, float(10.0 / torch.hypot(norm, first.norm())))
+            torch.nn.utils.clip_grads_with_norm_(rest, 10.0, norm / scale)
+            optimizer.step()
+            first.step(scale=scale)
+            clock()
+
+
+def original(fused: bool) -> Callable:
+    """PyPI scale 1.1.2: its data set, loader and loop."""
+
+    def run(adata, batch, clock):
+        adam = torch.optim.Adam
+
+        class Timed(adam):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, fused=fused, **kwargs)
+
+            def step(self, *args):
+                super().step(*args)
+                clock()
+
+        with peers.as_released(Timed):
+            from scale.dataset import SingleCellDataset
+            from scale.model import SCALE
+
+            model = SCALE([adata.n_vars, 10, [1024, 128], []], n_centroids=K)
+            data = torch.utils.data.DataLoader(
+                SingleCellDataset(adata), batch, shuffle=True, drop_last=True, num_workers=4
+            )
+            model.fit(data, lr=2e-4, max_iter=10**6)
+
+    return run
+
+
+def peak_vi(adata, batch, clock):
+    """scvi-tools' PeakVI with its defaults."""
+    import scvi
+    from lightning.pytorch import Callback
+
+    scvi.model.PEAKVI.setup_anndata(adata)
+    model = scvi.model.PEAKVI(adata, n_latent=10)
+    model.train(
+        10**6,
+        batch_size=batch,
+        accelerator="cpu",
+        early_stopping=False,
+        check_val_every_n_epoch=None,
+        enable_progress_bar=False,
+        callbacks=[_callback(clock, Callback)],
+    )
+
+
+METHODS: dict[str, Callable] = {
+    "pyro_scale plain": ours(preset="plain"),
+    "bare PyTorch": bare,
+    "pyro_scale default": ours(),
+    "SCALE 1.1.2": original(fused=False),
+    "SCALE 1.1.2, fused Adam": original(fused=True),
+    "PeakVI": peak_vi,
+    "plain, mean field": ours(preset="plain", formulation="mean_field"),
+    "plain, TraceEnum_ELBO": ours(preset="plain", formulation="structured"),
+    "plain, SCALE's loss": ours(
+        preset="plain", formulation="structured", estimator="TraceEnumMeanField_ELBO"
+    ),
+    "plain, auxiliary": ours(preset="plain", formulation="scale"),
+}
+DEFAULT = list(METHODS)[:6]
+
+
+def measure(method: str, peaks: int, batch: int, density: float, cells: int, steps: int) -> dict:
+    """In this process: seconds per step, and memory above what was there before, in GiB."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    adata = random_cells(cells, peaks, density)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    clock = Clock(steps)
+    silent = io.StringIO()
+    with (
+        contextlib.redirect_stdout(silent),
+        contextlib.redirect_stderr(silent),
+        contextlib.suppress(Enough),
+    ):
+        METHODS[method](adata, batch, clock)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = clock.seconds()
+    return {
+        "ms_per_step": 1e3 * seconds,
+        "cells_per_second": batch / seconds,
+        "peak_gib": peak / 2**20,
+        "added_gib": (peak - before) / 2**20,
+    }
+
+
+def roofline(peaks: int) -> float:
+    """Milliseconds that the first layer's bytes take: read W, write g, Adam 4 reads 3 writes."""
+    a, b = torch.randn(2**26), torch.zeros(2**26)
+    seconds = []
+    for _ in range(7):
+        start = time.perf_counter()
+        b.copy_(a)
+        seconds.append(time.perf_counter() - start)
+    bandwidth = 2 * 4 * 2**26 / np.median(seconds)
+    return 1e3 * 9 * 4 * 1024 * peaks / bandwidth
+
+
+def run(options: argparse.Namespace) -> pd.DataFrame:
+    """Every combination, method after method within a round."""
+    file = options.output.with_suffix(".csv")
+    results = pd.read_csv(file) if file.exists() else pd.DataFrame()
+    for peaks in options.peaks:
+        for batch in options.batch:
+            for density in options.density:
+                for n_round in range(options.rounds):
+                    for method in options.methods:
+                        keys = {
+                            "peaks": peaks,
+                            "batch": batch,
+                            "density": density,
+                            "method": method,
+                        }
+                        print(n_round, keys, file=sys.stderr, flush=True)
+                        command = [sys.executable, __file__, "--measure"]
+                        job = json.dumps(
+                            [method, peaks, batch, density, options.cells, options.steps]
+                        )
+                        done = subprocess.run(
+                            [*command, job], capture_output=True, text=True, check=False
+                        )
+                        if done.returncode:
+                            print(done.stderr[-500:], file=sys.stderr)
+                            continue
+                        row = keys | json.loads(done.stdout.splitlines()[-1])
+                        results = pd.concat([results, pd.DataFrame([row])])
+                        results.to_csv(file, index=False)
+    return results
+
+
+def summary(results: pd.DataFrame) -> pd.DataFrame:
+    """Medians, and how many times faster than the original as shipped at the same setting."""
+    setting = ["peaks", "density", "batch"]
+    table = results.groupby([*setting, "method"]).median().reset_index()
+    shipped = table[table["method"] == "SCALE 1.1.2"].set_index(setting)["ms_per_step"]
+    if len(shipped):
+        times = shipped.reindex(pd.MultiIndex.from_frame(table[setting])).to_numpy()
+        table["x_original"] = times / table["ms_per_step"]
+        at_32 = shipped[shipped.index.get_level_values("batch") == 32].droplevel("batch")
+        base = 32e3 / at_32.reindex(pd.MultiIndex.from_frame(table[setting[:2]])).to_numpy()
+        table["x_throughput_of_original_at_32"] = table["cells_per_second"] / base
+    table["roofline_ms"] = table["peaks"].map({p: roofline(p) for p in table["peaks"].unique()})
+    return table.round(2)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Cells per second against the number of peaks, one panel per batch size."""
+    batches = sorted(table["batch"].unique())
+    figure, axes = plt.subplots(1, len(batches), figsize=(1 + 3.6 * len(batches), 3.6), sharey=True)
+    for axis, batch in zip(np.atleast_1d(axes), batches, strict=True):
+        for method, part in table[table["batch"] == batch].groupby("method", sort=False):
+            mine = method.startswith("pyro_scale")
+            axis.plot(
+                part["peaks"],
+                part["cells_per_second"],
+                "o-" if mine else "s--",
+                label=method,
+                lw=2 if mine else 1,
+                ms=4,
+            )
+        axis.set(xscale="log", yscale="log", title=f"batch {batch}", xlabel="peaks")
+        axis.grid(lw=0.3)
+    np.atleast_1d(axes)[0].set_ylabel("cells per second")
+    np.atleast_1d(axes)[-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measure what is asked for; print and draw everything measured so far."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--peaks", nargs="+", type=int, default=[5_000, 20_000, 100_000])
+    parser.add_argument("--batch", nargs="+", type=int, default=[32, 128])
+    parser.add_argument("--density", nargs="+", type=float, default=[0.03])
+    parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS)
+    parser.add_argument("--cells", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("speed"))
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*json.loads(options.measure))))
+        return
+    table = summary(run(options))
+    print(table.to_string(index=False))
+    draw(table, options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Cells larger than memory: read from disk by blocks, and otherwise like any others."""
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+import zarr
+from scipy import sparse as sp
+
+import pyro_scale as ps
+from pyro_scale.data import as_counts, filter_cells, filter_peaks, loader
+from pyro_scale.data.on_disk import OnDisk
+from pyro_scale.errors import DataError
+
+
+@pytest.fixture(params=["h5ad", "zarr"])
+def on_disk(request, tmp_path):
+    """The same cells in memory and on disk, counts with zeros that are stored."""
+    cells = ps.simulate(n_cells=150, n_peaks=300, n_clusters=3, density=0.1, counts=True, seed=0)
+    cells.X = sp.csr_matrix(cells.X)
+    cells.X.data[::50] = 0
+    if request.param == "h5ad":
+        cells.write_h5ad(tmp_path / "cells.h5ad")
+        return cells, ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    group = zarr.open_group(tmp_path / "cells.zarr", mode="w")
+    with ad.settings.override(auto_shard_zarr_v3=False):
+        ad.io.write_elem(group, "X", cells.X)
+    return cells, ad.AnnData(ad.io.sparse_dataset(group["X"]), obs=cells.obs, var=cells.var)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_cells_on_disk_are_the_cells_in_memory(monkeypatch, on_disk, binary):
+    monkeypatch.setattr("pyro_scale.data.on_disk._CHUNK", 40)
+    memory, disk = (as_counts(cells, binary=binary) for cells in on_disk)
+    assert disk.on_disk
+    assert not memory.on_disk
+    np.testing.assert_array_equal(disk.depth, memory.depth)
+    some = np.array([149, 3, 4, 5, 90, 0])
+    for cells in (np.arange(150), some, some[:0]):
+        theirs, ours = memory[cells].read(), disk[cells].read()
+        np.testing.assert_array_equal(ours.toarray(), theirs.toarray())
+        assert ours.dtype == np.float32
+    np.testing.assert_array_equal(
+        disk[some][np.array([1, 0])].read().toarray(), memory[some[[1, 0]]].read().toarray()
+    )
+
+
+def test_every_cell_on_disk_is_seen_once_in_an_order_of_its_own(on_disk):
+    counts = as_counts(on_disk[1])
+    whole = counts.read().toarray()
+    orders = []
+    for seed in (0, 0, 1):
+        batches = list(loader(counts, 16, seed=seed))
+        assert max(batch.n_cells for batch in batches) == 16
+        rows = torch.cat([batch.x_np.to_dense() for batch in batches]).numpy()
+        assert sorted(map(bytes, rows)) == sorted(map(bytes, whole))
+        orders.append(rows)
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+    assert not np.array_equal(orders[0], whole)
+    in_order = torch.cat([batch.x_np.to_dense() for batch in loader(counts, 16)]).numpy()
+    np.testing.assert_array_equal(in_order, whole)
+    passes = loader(counts, 16, seed=0)
+    first, second = (torch.cat([b.x_np.to_dense() for b in passes]) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_training_from_disk(on_disk, monkeypatch):
+    """The same start, the same kind of model, and never the whole matrix at once."""
+    memory, disk = (ps.SCALE(cells, 3, n_latent=3, hidden=(16,)) for cells in on_disk)
+    for name, tensor in memory.vae.state_dict().items():
+        assert torch.equal(tensor, disk.vae.state_dict()[name])
+    largest = []
+    read = OnDisk.read
+    monkeypatch.setattr(OnDisk, "read", lambda self: largest.append(len(self.rows)) or read(self))
+    monkeypatch.setattr("pyro_scale.data.minibatch._BLOCK", 4)
+    for model in (memory, disk):
+        model.train(30, progress_bar=False, batch_size=16, lr=1e-2, warmup_epochs=0)
+    assert 0 < max(largest) <= 64
+    memory_elbo, disk_elbo = (model.get_elbo().mean() for model in (memory, disk))
+    assert disk_elbo == pytest.approx(memory_elbo, rel=0.02)
+    result = disk.to_anndata()
+    assert result.X is None
+    assert list(result.obs_names) == list(on_disk[0].obs_names)
+    assert result.obsm["X_scale"].shape == (150, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(-1.0, "negative"), (np.nan, "NaN"), (0.5, "not whole")]
+)
+def test_cells_on_disk_are_checked_as_those_in_memory(on_disk, tmp_path, value, message):
+    cells = on_disk[0].copy()
+    cells.X = cells.X.astype(np.float32)
+    cells.X.data[7] = value
+    cells.write_h5ad(tmp_path / "bad.h5ad")
+    with pytest.raises(DataError, match=message):
+        as_counts(ad.read_h5ad(tmp_path / "bad.h5ad", backed="r"))
+
+
+def test_filters_read_cells_on_disk(on_disk):
+    memory, disk = on_disk
+    np.testing.assert_array_equal(
+        filter_peaks(disk, min_cells=15).var_names, filter_peaks(memory, min_cells=15).var_names
+    )
+    assert filter_cells(disk, min_peaks=30).n_obs == filter_cells(memory, min_peaks=30).n_obs
