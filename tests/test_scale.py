@@ -66,9 +66,6 @@ def test_an_argument_that_cannot_be_meant(adata, options, words):
         ({"warmup_epochs": 4}, "warmup_epochs=4 must be at least 0 and below max_epochs=4"),
         ({"kl_warmup_epochs": -1}, "kl_warmup_epochs=-1 must not be negative"),
         ({"seed": -1}, "seed=-1"),
-        ({"devices": 2}, "devices=2, num_nodes=1: training on several devices"),
-        ({"trainer_kwargs": {"devices": 2}}, "devices=2, num_nodes=1: training on several"),
-        ({"trainer_kwargs": {"num_nodes": 2}}, "num_nodes=2: training on several devices"),
     ],
 )
 def test_a_setting_of_training_that_cannot_be_meant(adata, options, words):

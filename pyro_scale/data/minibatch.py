@@ -69,8 +69,15 @@ class _Cells:
 class _Batches(Sampler[NDArray[np.intp]]):
     """Positions in batches that differ in size by at most one, so that no tail is lost."""
 
-    def __init__(self, n_cells: int, batch_size: int, generator: np.random.Generator | None):
+    def __init__(
+        self,
+        n_cells: int,
+        batch_size: int,
+        generator: np.random.Generator | None,
+        part: tuple[int, int],
+    ) -> None:
         self.n_cells, self.generator = n_cells, generator
+        self.first, self.step = part
         self.n_batches = -(-n_cells // batch_size)
 
     def __iter__(self) -> Iterator[NDArray[np.intp]]:
@@ -78,25 +85,39 @@ class _Batches(Sampler[NDArray[np.intp]]):
         if self.generator is not None:
             self.generator.shuffle(order)
         # Sorted within the batch: slicing walks the matrix forwards.
-        return iter([np.sort(batch) for batch in np.array_split(order, self.n_batches)])
+        return iter(
+            [
+                np.sort(batch)[self.first :: self.step]
+                for batch in np.array_split(order, self.n_batches)
+            ]
+        )
 
     def __len__(self) -> int:
         return self.n_batches
 
 
-def loader(counts: Counts, batch_size: int, *, seed: int | None = None) -> DataLoader[Cells]:
+def loader(
+    counts: Counts, batch_size: int, *, seed: int | None = None, part: tuple[int, int] = (0, 1)
+) -> DataLoader[Cells]:
     """Minibatches of about ``batch_size`` cells: shuffled each epoch if a seed is given.
 
     Fewer cells than ``batch_size`` make one batch; no cell is dropped. Cells on disk are shuffled
     by blocks of 32 neighbours, and 32 batches, read together, are shuffled once more (scDataset).
+    ``part=(i, k)`` gives the i-th of k parts of every minibatch (not of cells on disk).
 
     Raises
     ------
     ValueError
-        If ``batch_size`` is below one.
+        If ``batch_size`` is below one, or some part would be empty.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least one.")
+    smallest = counts.n_cells // -(-counts.n_cells // batch_size) if counts.n_cells else part[1]
+    if smallest < part[1]:
+        raise ValueError(
+            f"minibatches of {smallest} cells cannot be shared by {part[1]} processes; raise "
+            "batch_size or use fewer devices."
+        )
     if counts.on_disk:
         blocks = Streaming() if seed is None else BlockShuffling(_BLOCK)
         minibatches = scDataset(
@@ -111,7 +132,7 @@ def loader(counts: Counts, batch_size: int, *, seed: int | None = None) -> DataL
     generator = None if seed is None else np.random.default_rng(seed)
     return DataLoader(
         _Minibatches(counts),
-        sampler=_Batches(counts.n_cells, batch_size, generator),
+        sampler=_Batches(counts.n_cells, batch_size, generator, part),
         batch_size=None,
         generator=torch.Generator(),  # otherwise each pass draws from the caller's
     )

@@ -15,8 +15,9 @@ import pandas as pd
 import pyro
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy
 
-from pyro_scale.data import Counts, loader
+from pyro_scale.data import Counts
 from pyro_scale.objectives import Row
 from pyro_scale.programs import MixtureVAE
 from pyro_scale.training.module import TrainingModule
@@ -82,6 +83,24 @@ def _quiet_and_scoped(seed: int) -> Iterator[None]:
         lightning_log.setLevel(level)
 
 
+def _refuse_what_several_devices_cannot(row: Row, counts: Counts, choose_k: bool) -> None:
+    """Processes average gradients after one backward over the same steps; not all rows do that."""
+    if row.estimator in ("TraceGraph_ELBO", "RenyiELBO"):
+        raise ValueError(
+            f"estimator={row.estimator!r} calls backward itself, so several devices would not "
+            "share gradients; choose another estimator or devices=1."
+        )
+    if choose_k:
+        raise ValueError(
+            "n_components=None on several devices: the chosen components would not be shared; "
+            "choose K on one device, or give n_components."
+        )
+    if counts.on_disk:
+        raise ValueError(
+            "cells on disk are trained on one device; read them with adata.to_memory() for several."
+        )
+
+
 def fit(
     vae: MixtureVAE,
     counts: Counts,
@@ -107,7 +126,8 @@ def fit(
     plan
         The settings.
     accelerator, devices
-        As Lightning's Trainer; ``devices="auto"`` is one device.
+        As Lightning's Trainer; ``devices="auto"`` is one device. Several devices or nodes share
+        each minibatch and average their gradients (distributed data parallel).
     progress_bar
         Show one.
     choose_k
@@ -124,7 +144,8 @@ def fit(
     Raises
     ------
     ValueError
-        If several devices or nodes are asked for, or K is to be chosen without a warm-up.
+        If K is to be chosen without a warm-up; if several devices are asked for and the
+        estimator calls backward itself, K is to be chosen, or the cells are on disk.
     """
     if choose_k and plan.n_warmup == 0:
         raise ValueError(
@@ -132,10 +153,13 @@ def fit(
             "or warmup_epochs of at least one."
         )
     given = {"devices": devices, "num_nodes": 1, **(trainer_kwargs or {})}
-    if given["devices"] not in ("auto", 1, "1", [0]) or given["num_nodes"] != 1:
-        raise ValueError(
-            f"devices={given['devices']!r}, num_nodes={given['num_nodes']!r}: training on several "
-            "devices is not there yet; leave both out."
+    if given["devices"] == "auto":
+        given["devices"] = 1
+    several = given["devices"] not in (1, "1", [0]) or given["num_nodes"] != 1
+    if several:
+        _refuse_what_several_devices_cannot(row, counts, choose_k)
+        given.setdefault(
+            "strategy", DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
         )
     n_validation = int(plan.validation_size * counts.n_cells)
     order = np.random.default_rng(plan.seed).permutation(counts.n_cells)
@@ -148,7 +172,9 @@ def fit(
         logger.info("no cells are held out: training runs for all %d epochs.", plan.max_epochs)
 
     with _quiet_and_scoped(plan.seed):
-        module = TrainingModule(vae.train(), row, plan, training, choose_k=choose_k)
+        module = TrainingModule(
+            vae.train(), row, plan, training, held_out if n_validation else None, choose_k=choose_k
+        )
         callbacks = given.pop("callbacks", None) or []
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
         options: dict[str, Any] = {
@@ -160,11 +186,12 @@ def fit(
             "enable_checkpointing": False,
             "logger": False,
             "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
         }
-        L.Trainer(**options | given | {"devices": 1}).fit(
-            module,
-            loader(training, plan.batch_size, seed=plan.seed),
-            loader(held_out, plan.batch_size) if n_validation else None,
-        )
+        try:
+            L.Trainer(**options | given).fit(module)
+        finally:  # PeakAdam's layer has its ordinary backward again
+            if vae.encoder.peaks is not None:
+                vae.encoder.peaks.deferred = None
     vae.eval()
     return pd.DataFrame(module.history).set_index("epoch")

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pyro_scale.data import Counts, loader
 from pyro_scale.objectives import Objective, Row
@@ -48,6 +49,8 @@ class TrainingModule(L.LightningModule):
         The settings.
     counts
         The training cells, whose means the mixture starts from.
+    held_out
+        Cells whose bound is computed after each epoch; None: none.
     choose_k
         Choose the number of components when the mixture starts.
     """
@@ -58,12 +61,14 @@ class TrainingModule(L.LightningModule):
         row: Row,
         plan: TrainingPlan,
         counts: Counts,
+        held_out: Counts | None = None,
         *,
         choose_k: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.vae, self.plan, self.counts, self.choose_k = vae, plan, counts, choose_k
+        self.held_out = held_out
         self.objective = Objective(
             vae, row.formulation, row.estimator, row.c, n_particles=plan.n_particles
         )
@@ -91,7 +96,8 @@ class TrainingModule(L.LightningModule):
         apart = {id(p) for p in weights}
         peak_adam: list[torch.optim.Optimizer] = []
         layer = self.vae.encoder.peaks
-        if layer is not None and layer.weight_ph.device.type == "cpu":
+        alone = self.trainer.world_size == 1  # PeakAdam's gradients are not sent to other processes
+        if layer is not None and layer.weight_ph.device.type == "cpu" and alone:
             peak_adam = [PeakAdam(layer, self.plan.lr)]
             apart.add(id(layer.weight_ph))
         groups: list[dict[str, Any]] = [
@@ -113,26 +119,54 @@ class TrainingModule(L.LightningModule):
                 optimizer = self._optimizers()[0]
                 optimizer.optimizer.add_param_group({"params": [*self.vae.prior.parameters()]})
             start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.plan.seed)
-            self.vae.prior.set_components(*start)
+            self.vae.prior.set_components(*self.trainer.strategy.broadcast(start))
+
+    def train_dataloader(self) -> DataLoader[Cells]:
+        """The part of every minibatch that is this process's."""
+        part = (self.trainer.global_rank, self.trainer.world_size)
+        return loader(self.counts, self.plan.batch_size, seed=self.plan.seed, part=part)
+
+    def val_dataloader(self) -> DataLoader[Cells] | list[Any]:
+        """The same of held-out cells."""
+        if self.held_out is None:
+            return []
+        part = (self.trainer.global_rank, self.trainer.world_size)
+        return loader(self.held_out, self.plan.batch_size, part=part)
+
+    def on_fit_start(self) -> None:
+        """Give every process draws of its own."""
+        if self.trainer.world_size > 1:
+            torch.manual_seed((self.plan.seed + self.trainer.global_rank) % 2**32)
+
+    def _total(self, value: float) -> float:
+        """Summed over processes."""
+        if self.trainer.world_size == 1:
+            return value
+        here = torch.tensor(value, dtype=torch.float64, device=self.device)
+        return float(self.trainer.strategy.reduce(here, reduce_op="sum"))
 
     def training_step(self, cells: Cells, _: int) -> None:
-        """One step of Adam on the mean loss per cell."""
+        """One step of Adam on the mean loss per cell.
+
+        Several processes average their gradients: each divides by its fair share of the cells.
+        """
         optimizer, *peak_adam = self._optimizers()
         for each in (optimizer, *peak_adam):
             each.zero_grad()
         if self.vae.encoder.lsi is not None and self.plan.hidden_share > 0:
             cells = cells.hide(self.plan.hidden_share)
+        share = self._total(cells.n_cells) / self.trainer.world_size
         loss = self.current_objective.backward(
             cells,
             self.plan.kl_weight(self.current_epoch),
-            divide_by=cells.n_cells,
+            divide_by=share,
             backward=self.manual_backward,
         )
         scale = self._clip([each.optimizer for each in peak_adam])
         optimizer.step()
         for each in peak_adam:
             each.optimizer.step(scale=scale)  # not Lightning's step, which would count it as one
-        self._sums["loss"] += loss * cells.n_cells
+        self._sums["loss"] += loss * share
         self._sums["cells"] += cells.n_cells
 
     def _clip(self, peak_adam: list[PeakAdam]) -> float:
@@ -151,11 +185,6 @@ class TrainingModule(L.LightningModule):
     def _optimizers(self) -> list[Any]:
         optimizers: Any = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
-
-    def on_fit_end(self) -> None:
-        """Give the layers their ordinary backward again."""
-        if self.vae.encoder.peaks is not None:
-            self.vae.encoder.peaks.deferred = None
 
     def validation_step(self, cells: Cells, batch: int) -> None:
         """The bound of held-out cells, at full KL weight.
@@ -187,4 +216,4 @@ class TrainingModule(L.LightningModule):
         self.log("elbo_train", elbo, prog_bar=True)
 
     def _mean(self, suffix: str) -> float:
-        return -self._sums[f"loss{suffix}"] / self._sums[f"cells{suffix}"]
+        return -self._total(self._sums[f"loss{suffix}"]) / self._total(self._sums[f"cells{suffix}"])

@@ -1,0 +1,85 @@
+"""Several processes are one: the same weights and history from the same minibatches."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import small_scale
+
+import pyro_scale as ps
+from pyro_scale.data import as_counts, loader
+
+SCRIPT = """
+import json, os, sys
+import pyro.distributions as dist
+import pyro_scale as ps
+from pyro_scale.programs import Encoder
+
+class WithoutNoise(dist.Normal):  # the draws of several processes are not those of one
+    def rsample(self, sample_shape=()):
+        return self.loc.expand(sample_shape + self.loc.shape)
+
+Encoder.q_z = staticmethod(lambda loc, var: WithoutNoise(loc, var.sqrt()).to_event(1))
+
+devices, preset, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+cells = ps.simulate(n_cells=90, n_peaks=120, n_clusters=3, density=0.15, seed=0)
+model = ps.SCALE(cells, 3, n_latent=2, hidden=(16,), preset=preset)
+model.train(
+    6, devices=devices, accelerator="cpu", progress_bar=False, batch_size=32, hidden_share=0,
+    validation_size=0.2, warmup_epochs=0,
+)
+if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    model.save(path + "/model", overwrite=True)
+    with open(path + "/history.json", "w") as file:
+        json.dump(model.history.elbo_train.tolist() + model.history.elbo_validation.tolist(), file)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["default", "plain"])
+def test_two_processes_train_the_same_model_as_one(tmp_path, preset):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    states, histories = [], []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        command = [sys.executable, str(tmp_path / "script.py"), str(devices), preset, str(folder)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        cells = ps.simulate(n_cells=90, n_peaks=120, n_clusters=3, density=0.15, seed=0)
+        states.append(ps.SCALE.load(folder / "model", cells).vae.state_dict())
+        histories.append(json.loads(Path(folder / "history.json").read_text()))
+    np.testing.assert_allclose(histories[1], histories[0], rtol=1e-5)
+    for name, tensor in states[0].items():
+        np.testing.assert_allclose(states[1][name], tensor, rtol=5e-3, atol=5e-4, err_msg=name)
+
+
+def test_parts_of_minibatches_make_the_minibatches(cells):
+    counts = as_counts(cells)
+    whole = list(loader(counts, 32, seed=3))
+    parts = [list(loader(counts, 32, seed=3, part=(i, 3))) for i in range(3)]
+    for batch, *pieces in zip(whole, *parts, strict=True):
+        together = np.concatenate([piece.x_np.to_dense() for piece in pieces])
+        assert sorted(map(bytes, together)) == sorted(map(bytes, batch.x_np.to_dense().numpy()))
+    with pytest.raises(ValueError, match="cannot be shared by 3 processes"):
+        loader(counts, 2, part=(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_components": None}, "n_components=None on several devices"),
+        ({"estimator": "TraceGraph_ELBO"}, "'TraceGraph_ELBO' calls backward itself"),
+    ],
+)
+def test_what_several_devices_cannot_do_is_refused(cells, options, message):
+    model = small_scale(cells, **{"n_components": 3, **options})
+    with pytest.raises(ValueError, match=message):
+        model.train(2, devices=2, progress_bar=False)
+    with pytest.raises(ValueError, match=message):
+        model.train(2, trainer_kwargs={"num_nodes": 2}, progress_bar=False)
