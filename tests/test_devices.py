@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyro
 import pytest
+import torch
 from helpers import small_scale
 
 import pyro_scale as ps
 from pyro_scale.data import as_counts, loader
+from pyro_scale.objectives import TABLE, TWINS, Objective, evaluate
+from pyro_scale.programs import Cells, Lsi, MixtureVAE
 
 SCRIPT = """
 import json, os, sys
@@ -83,3 +87,46 @@ def test_what_several_devices_cannot_do_is_refused(cells, options, message):
         model.train(2, devices=2, progress_bar=False)
     with pytest.raises(ValueError, match=message):
         model.train(2, trainer_kwargs={"num_nodes": 2}, progress_bar=False)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # every question of a value is answered yes
+@pytest.mark.parametrize("likelihood", ["bernoulli", "poisson"])
+@pytest.mark.parametrize(
+    "row",
+    [row for row in TABLE if row.supported],
+    ids=lambda row: f"{row.formulation}-{row.estimator}-{row.c}",
+)
+def test_nothing_is_made_off_the_models_device(monkeypatch, row, likelihood):
+    """On torch's meta device, which refuses every tensor of another one; no GPU is needed."""
+    # Pyro asks whether a mask is all true and what the loss is: a meta tensor has no values.
+    for name, answer in (("item", 0.0), ("__float__", 0.0), ("__bool__", True)):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda t, a=answer, of=original: a if t.is_meta else of(t)
+        )
+    vae = MixtureVAE(
+        25,
+        3,
+        2,
+        hidden=(9,),
+        likelihood=likelihood,
+        classifier=True,
+        lsi=Lsi(25, 5, 2),
+        mean_log_depth=1.0,
+        n_batches=2,
+    ).to("meta")
+    on_cpu = Cells(torch.ones(6, 25), torch.ones(6), None, torch.zeros(6, dtype=torch.long))
+    cells = on_cpu.to(torch.device("meta")).hide(0.5)
+    objective = Objective(vae, row.formulation, row.estimator, row.c)
+    with pyro.validation_enabled(False):
+        if row.estimator == "RenyiELBO":  # it reads values on its way
+            objective.programs.guide(cells)
+        else:
+            objective.backward(cells, 0.5)
+            gradients = [p.grad for p in vae.parameters() if p.grad is not None]
+            assert gradients
+            assert all(gradient.is_meta for gradient in gradients)
+    at = evaluate(vae, cells, torch.zeros(4, 6, 2, device="meta"))
+    assert TWINS[row.twin](at, vae.log_q_c(cells)).is_meta
+    with pytest.raises(RuntimeError, match="device"):
+        objective.backward(on_cpu)
