@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pyro_scale import analysis, data
 from pyro_scale.comparison import compare, ladder
 from pyro_scale.data import simulate
-from pyro_scale.errors import DataError, ModelFileError, NotTrainedError
+from pyro_scale.errors import DataError, ModelFileError, NotTrainedError, OutOfMemory
 from pyro_scale.scale import SCALE
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "DataError",
     "ModelFileError",
     "NotTrainedError",
+    "OutOfMemory",
     "analysis",
     "compare",
     "data",

@@ -1,6 +1,6 @@
-"""The errors a user can cause, by name. Each is a ValueError or TypeError too."""
+"""The errors a user can cause, by name. Each is also one of Python's."""
 
-__all__ = ["DataError", "ModelFileError", "NotTrainedError"]
+__all__ = ["DataError", "ModelFileError", "NotTrainedError", "OutOfMemory"]
 
 
 class DataError(ValueError):
@@ -13,3 +13,7 @@ class ModelFileError(ValueError):
 
 class NotTrainedError(ValueError):
     """A result was asked of a model before ``train()``."""
+
+
+class OutOfMemory(MemoryError):  # noqa: N818 - as torch names it
+    """A device has too little memory for a minibatch; the message names a smaller one."""

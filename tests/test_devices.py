@@ -15,6 +15,7 @@ import pyro_scale as ps
 from pyro_scale.data import as_counts, loader
 from pyro_scale.objectives import TABLE, TWINS, Objective, evaluate
 from pyro_scale.programs import Cells, Lsi, MixtureVAE
+from pyro_scale.training import TrainingModule
 
 SCRIPT = """
 import json, os, sys
@@ -130,3 +131,15 @@ def test_nothing_is_made_off_the_models_device(monkeypatch, row, likelihood):
     assert TWINS[row.twin](at, vae.log_q_c(cells)).is_meta
     with pytest.raises(RuntimeError, match="device"):
         objective.backward(on_cpu)
+
+
+def test_out_of_memory_names_a_batch_size(cells, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model = small_scale(cells, preset="plain")
+    monkeypatch.setattr(TrainingModule, "training_step", full)
+    with pytest.raises(ps.OutOfMemory, match="try batch_size=16") as raised:
+        model.train(2, batch_size=32, progress_bar=False)
+    assert isinstance(raised.value, MemoryError)
+    assert model.vae.encoder.peaks.deferred is None

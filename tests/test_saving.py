@@ -11,6 +11,7 @@ from helpers import small_scale, train
 from safetensors.torch import load_file, save_file
 
 import pyro_scale as ps
+from pyro_scale.saving import SCHEMA_VERSION
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_nothing_saved_can_execute(folder):
     names = {"model.json", "peaks.json", "history.json", "weights.safetensors"}
     assert {path.name for path in folder.iterdir()} == names
     model = json.loads((folder / "model.json").read_text(), parse_constant=pytest.fail)
-    assert model["schema_version"] == 2
+    assert model["schema_version"] == SCHEMA_VERSION
     assert model["versions"]["pyro-scale"] == ps.__version__
 
 
@@ -143,8 +144,8 @@ DAMAGES = {
     "weights cut": (cut("weights.safetensors"), "holds a damaged model"),
     "weights empty": (write("weights.safetensors", b""), "holds a damaged model"),
     "a later schema": (
-        rewrite("model.json", lambda m: m | {"schema_version": 3}),
-        "has schema version 3; this version reads 2",
+        rewrite("model.json", lambda m: m | {"schema_version": SCHEMA_VERSION + 1}),
+        f"has schema version {SCHEMA_VERSION + 1}; this version reads {SCHEMA_VERSION}",
     ),
     "history of nothing": (write("history.json", b"5"), "do not fit each other"),
     "history of one row": (write("history.json", b'{"epoch": 1}'), "do not fit each other"),

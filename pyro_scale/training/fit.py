@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy
 
 from pyro_scale.data import Counts
+from pyro_scale.errors import OutOfMemory
 from pyro_scale.objectives import Row
 from pyro_scale.programs import MixtureVAE
 from pyro_scale.training.module import TrainingModule
@@ -173,7 +174,13 @@ def fit(
 
     with _quiet_and_scoped(plan.seed):
         module = TrainingModule(
-            vae.train(), row, plan, training, held_out if n_validation else None, choose_k=choose_k
+            vae.train(),
+            row,
+            plan,
+            training,
+            held_out if n_validation else None,
+            choose_k=choose_k,
+            several=several,
         )
         callbacks = given.pop("callbacks", None) or []
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
@@ -187,9 +194,15 @@ def fit(
             "logger": False,
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
+            "limit_val_batches": 1.0 if n_validation else 0,
         }
         try:
             L.Trainer(**options | given).fit(module)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemory(
+                f"out of memory in a minibatch of batch_size={plan.batch_size} cells x "
+                f"{counts.n_peaks} peaks; try batch_size={max(1, plan.batch_size // 2)}."
+            ) from error
         finally:  # PeakAdam's layer has its ordinary backward again
             if vae.encoder.peaks is not None:
                 vae.encoder.peaks.deferred = None

@@ -53,6 +53,8 @@ class TrainingModule(L.LightningModule):
         Cells whose bound is computed after each epoch; None: none.
     choose_k
         Choose the number of components when the mixture starts.
+    several
+        Several processes train together.
     """
 
     def __init__(
@@ -64,11 +66,12 @@ class TrainingModule(L.LightningModule):
         held_out: Counts | None = None,
         *,
         choose_k: bool = False,
+        several: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.vae, self.plan, self.counts, self.choose_k = vae, plan, counts, choose_k
-        self.held_out = held_out
+        self.held_out, self.several = held_out, several
         self.objective = Objective(
             vae, row.formulation, row.estimator, row.c, n_particles=plan.n_particles
         )
@@ -96,7 +99,7 @@ class TrainingModule(L.LightningModule):
         apart = {id(p) for p in weights}
         peak_adam: list[torch.optim.Optimizer] = []
         layer = self.vae.encoder.peaks
-        alone = self.trainer.world_size == 1  # PeakAdam's gradients are not sent to other processes
+        alone = not self.several  # PeakAdam's gradients are not sent to other processes
         if layer is not None and layer.weight_ph.device.type == "cpu" and alone:
             peak_adam = [PeakAdam(layer, self.plan.lr)]
             apart.add(id(layer.weight_ph))
@@ -126,21 +129,20 @@ class TrainingModule(L.LightningModule):
         part = (self.trainer.global_rank, self.trainer.world_size)
         return loader(self.counts, self.plan.batch_size, seed=self.plan.seed, part=part)
 
-    def val_dataloader(self) -> DataLoader[Cells] | list[Any]:
+    def val_dataloader(self) -> DataLoader[Cells]:
         """The same of held-out cells."""
-        if self.held_out is None:
-            return []
+        held_out = self.counts[:0] if self.held_out is None else self.held_out
         part = (self.trainer.global_rank, self.trainer.world_size)
-        return loader(self.held_out, self.plan.batch_size, part=part)
+        return loader(held_out, self.plan.batch_size, part=part)
 
     def on_fit_start(self) -> None:
         """Give every process draws of its own."""
-        if self.trainer.world_size > 1:
+        if self.several:
             torch.manual_seed((self.plan.seed + self.trainer.global_rank) % 2**32)
 
     def _total(self, value: float) -> float:
         """Summed over processes."""
-        if self.trainer.world_size == 1:
+        if not self.several:
             return value
         here = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self.trainer.strategy.reduce(here, reduce_op="sum"))
