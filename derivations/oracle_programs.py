@@ -31,8 +31,9 @@ def toy(
     torch.manual_seed(seed)
     vae = MixtureVAE(8, 3, d, hidden=(6,), likelihood=likelihood, classifier=classifier)
     with torch.no_grad():
-        for parameter in vae.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
+        for name, parameter in vae.named_parameters():
+            rows = parameter.T if name.endswith("weight_ph") else parameter
+            rows.add_(0.5 * torch.randn(rows.shape, dtype=rows.dtype))
         vae.prior.loc_kd.copy_(1.5 * torch.randn(3, d))
     x_np = (torch.rand(n, 8) < 0.4).double()
     x_np[:, 0] = 1.0

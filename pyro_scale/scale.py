@@ -47,7 +47,7 @@ class SCALE(Results):
         cell's depth as exposure).
     preset
         ``"default"``: the encoder reads latent semantic indexing, layer normalisation, a depth
-        term in the Bernoulli likelihood, decoder bias started at the peaks' accessibility.
+        term in the Bernoulli likelihood.
         ``"plain"``: none of these, the model of the paper.
     hidden, decoder_hidden
         Widths of the hidden layers. None: (128,) on LSI, and SCALE's (1024, 128) in the plain
@@ -202,6 +202,8 @@ class SCALE(Results):
             )
         if max_epochs is None:
             max_epochs = min(max(1_000_000 // self._counts.n_cells, 50), 300)
+        if self.configuration.plain:
+            plan_kwargs = {"lr": 1e-3, **plan_kwargs}  # of 1024 units that read every peak
         if early_stopping:
             plan_kwargs = {"validation_size": 0.1, **plan_kwargs}
         plan = TrainingPlan(

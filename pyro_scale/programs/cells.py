@@ -51,19 +51,20 @@ class Cells(NamedTuple):
         """Whether accessibility is held as its ones (a CSR tensor)."""
         return is_sparse(self.x_np)
 
-    def hide(self, share: float) -> Cells:
+    def hide(self, share: float, *, rescale: bool = False) -> Cells:
         """The same cells with a random share of the peaks hidden from the encoder.
 
         The decoder still accounts for every peak, so z has to hold what peaks share and not what
         one cell happens to show (Vincent et al. 2008, doi:10.1145/1390156.1390294). q(z|x) that
-        sees less is still a q(z|x): the bound remains a bound.
+        sees less is still a q(z|x): the bound remains a bound. ``rescale`` divides what is seen by
+        the share that is, as dropout does, for an encoder that adds up what it reads.
         """
+        factor = 1 / (1 - share) if rescale else 1.0
         if not self.is_sparse:
-            return self._replace(seen_np=self.x_np * (torch.rand_like(self.x_np) >= share))
+            return self._replace(seen_np=factor * self.x_np * (torch.rand_like(self.x_np) >= share))
         ones = self.x_np.values()
-        return self._replace(
-            seen_np=with_values(self.x_np, ones * (torch.rand_like(ones) >= share))
-        )
+        seen = factor * ones * (torch.rand_like(ones) >= share)
+        return self._replace(seen_np=with_values(self.x_np, seen))
 
     def dense(self) -> Cells:
         """The same cells, accessibility held as n x p numbers."""

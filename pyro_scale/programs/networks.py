@@ -54,9 +54,9 @@ class PeakLinear(nn.Module):
 
     def __init__(self, n_peaks: int, n_hidden: int) -> None:
         super().__init__()
-        self.weight_ph = nn.Parameter(torch.empty(n_peaks, n_hidden))
-        self.bias_h = nn.Parameter(torch.zeros(n_hidden))
-        nn.init.xavier_normal_(self.weight_ph)
+        layer = linear(n_peaks, n_hidden)
+        self.weight_ph = nn.Parameter(layer.weight.detach().T.contiguous())
+        self.bias_h = layer.bias
         self.deferred: list[tuple[Tensor, Tensor]] | None = None  # an optimiser's, see matmul
 
     def forward(self, x_np: Tensor) -> Tensor:

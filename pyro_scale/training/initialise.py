@@ -51,8 +51,8 @@ def build_vae(
         As in :class:`~pyro_scale.programs.MixtureVAE`.
     plain
         The networks of SCALE as published. Otherwise: the encoder reads LSI, layer
-        normalisation, a depth term in the Bernoulli likelihood, and a decoder bias that starts
-        at each peak's accessibility.
+        normalisation, and a depth term in the Bernoulli likelihood. The decoder's bias starts at
+        each peak's accessibility in both: a start is not part of the model.
     n_lsi, seed
         As in :func:`lsi_of`.
     """
@@ -71,10 +71,8 @@ def build_vae(
         if plain or likelihood == "poisson"
         else float(np.log(counts.depth).mean()),
     )
-    if not plain:
-        with torch.no_grad():
-            bias_p = torch.from_numpy(_peak_bias(vae, counts)).float()
-            vae.likelihood.peaks.bias.copy_(bias_p)
+    with torch.no_grad():
+        vae.likelihood.peaks.bias.copy_(torch.from_numpy(_peak_bias(vae, counts)).float())
     return vae
 
 

@@ -155,8 +155,8 @@ class TrainingModule(L.LightningModule):
         optimizer, *peak_adam = self._optimizers()
         for each in (optimizer, *peak_adam):
             each.zero_grad()
-        if self.vae.encoder.lsi is not None and self.plan.hidden_share > 0:
-            cells = cells.hide(self.plan.hidden_share)
+        if self.plan.hidden_share > 0:
+            cells = cells.hide(self.plan.hidden_share, rescale=self.vae.encoder.lsi is None)
         share = self._total(cells.n_cells) / self.trainer.world_size
         loss = self.current_objective.backward(
             cells,

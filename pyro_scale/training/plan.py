@@ -31,7 +31,7 @@ class TrainingPlan:
         takes at its mode (as weight decay of ``decoder_precision / n_cells``); nothing else
         decays. Zero: no prior.
     hidden_share
-        Share of the peaks hidden from an encoder that reads LSI, anew in every step.
+        Share of the peaks hidden from the encoder, anew in every step.
     gradient_clip
         Largest norm of the gradient of the mean loss per cell.
     validation_size
