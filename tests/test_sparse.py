@@ -10,12 +10,12 @@ from torch.autograd import gradcheck
 
 import pyro_scale as ps
 from pyro_scale.analysis import cluster_scores
-from pyro_scale.data import as_counts, loader
+from pyro_scale.data import as_counts, loader, sparse_cells
 from pyro_scale.objectives import TABLE, Objective, collapsed, evaluate
 from pyro_scale.programs import Cells, over_peaks
 from pyro_scale.programs import sparse as ops
 from pyro_scale.programs.networks import PeakLinear
-from pyro_scale.training import peak_adam
+from pyro_scale.training import lsi_of, peak_adam
 
 
 def to_sparse(cells: Cells) -> Cells:
@@ -223,6 +223,14 @@ def test_a_batch_covariate_takes_the_batch_out_of_z():
     assert left[None][0] > 0.5
     assert left["site"][0] < 0.1
     assert left["site"][1] > left[None][1] + 0.5
+
+
+def test_a_batch_that_no_sampled_cell_is_of_has_a_centre_too():
+    counts = as_counts(two_batches()[:160], batch_key="site")  # ten cells of the second
+    lsi = lsi_of(counts, 5, 0, n_batches=2, max_cells=8)
+    assert lsi.centre_br.any(1).all()
+    z = lsi(*sparse_cells(counts[np.flatnonzero(counts.batch == 1)[:8]])[:2])
+    assert (z.mean(0) - lsi.centre_br[1]).norm() < (z.mean(0) - lsi.centre_br[0]).norm()
 
 
 def test_batches_are_saved_and_unknown_ones_refused(tmp_path):

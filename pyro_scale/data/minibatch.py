@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,21 +41,8 @@ def _take(counts: Counts, cells: NDArray[np.intp]) -> Counts:
     return Counts(x, counts.depth[cells], counts.obs_names[:0], counts.var_names, batch)
 
 
-class _Minibatches(Dataset[Cells]):
-    """Indexed by an array of positions: one CSR slice makes a minibatch, no loop over rows."""
-
-    def __init__(self, counts: Counts) -> None:
-        self.counts = counts
-
-    def __getitem__(self, cells: NDArray[np.intp]) -> Cells:
-        return sparse_cells(_take(self.counts, cells))
-
-    def __len__(self) -> int:
-        return self.counts.n_cells
-
-
-class _Cells:
-    """Counts as scDataset wants them: a length, and cells read into memory by position."""
+class _Cells(Dataset[Any]):
+    """Indexed by an array of positions: one CSR slice takes a minibatch, no loop over rows."""
 
     def __init__(self, counts: Counts) -> None:
         self.counts = counts
@@ -63,7 +51,10 @@ class _Cells:
         return self.counts.n_cells
 
     def __getitem__(self, cells: NDArray[np.intp]) -> Counts:
-        return _take(self.counts, np.asarray(cells))
+        return _take(self.counts, cells)
+
+
+_COLLATE: Any = sparse_cells  # given the counts of a minibatch, not torch's list of samples
 
 
 class _Batches(Sampler[NDArray[np.intp]]):
@@ -126,13 +117,16 @@ def loader(
             batch_size,
             fetch_factor=1 if seed is None else _BLOCK,
             seed=seed or 0,
-            batch_callback=lambda held, cells: sparse_cells(_take(held, np.asarray(cells))),
+            batch_callback=_take,
         )
-        return DataLoader(minibatches, batch_size=None, generator=torch.Generator())
+        return DataLoader(
+            minibatches, batch_size=None, collate_fn=_COLLATE, generator=torch.Generator()
+        )
     generator = None if seed is None else np.random.default_rng(seed)
     return DataLoader(
-        _Minibatches(counts),
+        _Cells(counts),
         sampler=_Batches(counts.n_cells, batch_size, generator, part),
         batch_size=None,
+        collate_fn=_COLLATE,
         generator=torch.Generator(),  # otherwise each pass draws from the caller's
     )

@@ -102,6 +102,7 @@ def lsi_of(
     max_cells
         Bounds time and memory.
     """
+    everything = counts
     counts = counts[at_most(max_cells, counts.n_cells, seed)]
     x = counts.read()
     counts = replace(counts, x=x)
@@ -114,7 +115,10 @@ def lsi_of(
     y.data = lsi.tf_idf(cells.x_np, cells.depth_n).values().double().numpy()
     _, _, directions_rp = randomized_svd(normalize(y), rank, n_iter=7, random_state=seed)
     lsi.directions_pr.copy_(torch.from_numpy(directions_rp[min(1, rank - 1) :].T.copy()))
-    lsi.centre(cells)
+    for batch in range(n_batches if everything.batch is not None else 0):
+        members = np.flatnonzero(everything.batch == batch)
+        some = members[at_most(max_cells, len(members), seed)]
+        lsi.centre(sparse_cells(everything[some]))
     return lsi
 
 

@@ -103,7 +103,3 @@ class PeakAdam(torch.optim.Optimizer):
                 maximize=False,
             )
         state["step"] += 1
-
-    def release(self) -> None:
-        """Give the layer its ordinary backward again."""
-        self.layer.deferred = None

@@ -3,12 +3,10 @@
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --output speed
 
-Every measurement is a process of its own, and methods take turns, round by round; the table has the
-median of the rounds. Each method runs its own training loop, loader included; the first steps are
-not counted. Results are appended to ``speed.csv`` as they come; the table is printed and drawn in
-``speed.png``. The roofline is the time that the bytes of the first layer alone take: its weights
-read, their gradient written, and Adam's pass over weights, gradient and moments, by the measured
-bandwidth of a copy.
+Every measurement is a process of its own, and methods take turns; the table has the median of the
+rounds. Each method runs its own training loop and loader; the first steps are not counted. The
+roofline is the time of the first layer's bytes alone (weights read, gradient written, Adam's pass)
+by the measured bandwidth of a copy.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import logging
 import resource
@@ -219,31 +218,21 @@ def run(options: argparse.Namespace) -> pd.DataFrame:
     """Every combination, method after method within a round."""
     file = options.output.with_suffix(".csv")
     results = pd.read_csv(file) if file.exists() else pd.DataFrame()
-    for peaks in options.peaks:
-        for batch in options.batch:
-            for density in options.density:
-                for n_round in range(options.rounds):
-                    for method in options.methods:
-                        keys = {
-                            "peaks": peaks,
-                            "batch": batch,
-                            "density": density,
-                            "method": method,
-                        }
-                        print(n_round, keys, file=sys.stderr, flush=True)
-                        command = [sys.executable, __file__, "--measure"]
-                        job = json.dumps(
-                            [method, peaks, batch, density, options.cells, options.steps]
-                        )
-                        done = subprocess.run(
-                            [*command, job], capture_output=True, text=True, check=False
-                        )
-                        if done.returncode:
-                            print(done.stderr[-500:], file=sys.stderr)
-                            continue
-                        row = keys | json.loads(done.stdout.splitlines()[-1])
-                        results = pd.concat([results, pd.DataFrame([row])])
-                        results.to_csv(file, index=False)
+    settings = itertools.product(
+        options.peaks, options.batch, options.density, range(options.rounds), options.methods
+    )
+    for peaks, batch, density, n_round, method in settings:
+        keys = {"peaks": peaks, "batch": batch, "density": density, "method": method}
+        print(n_round, keys, file=sys.stderr, flush=True)
+        job = json.dumps([method, peaks, batch, density, options.cells, options.steps])
+        command = [sys.executable, __file__, "--measure", job]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(done.stderr[-500:], file=sys.stderr)
+            continue
+        row = keys | json.loads(done.stdout.splitlines()[-1])
+        results = pd.concat([results, pd.DataFrame([row])])
+        results.to_csv(file, index=False)
     return results
 
 
