@@ -1,0 +1,105 @@
+"""Which files a path stands for: patterns, names without extensions, and hints where one is not."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyro_scale.errors import DataError
+
+__all__ = ["expand", "holds", "modality_of", "readable", "stem_and_kind", "warn_of_cut"]
+
+logger = logging.getLogger(__name__)
+
+_TEXT = {".bed", ".csv", ".mtx", ".tsv", ".txt"}  # what may be compressed
+_COMPRESSED = {".gz", ".bz2", ".xz"}
+
+
+def stem_and_kind(path: Path) -> tuple[str, str]:
+    """A file's name, in two.
+
+    Examples
+    --------
+    >>> stem_and_kind(Path("folder/cells.csv.gz")), stem_and_kind(Path("cells.H5AD"))
+    (('cells', '.csv'), ('cells', '.h5ad'))
+    """
+    inner = Path(path.stem)
+    if path.suffix.lower() in _COMPRESSED and inner.suffix.lower() in _TEXT:
+        path = inner
+    return path.stem, path.suffix.lower()
+
+
+def modality_of(path: Path) -> tuple[Path, str | None]:
+    """The file and the modality of ``file.h5mu/atac``; of any other path, itself and None."""
+    if path.parent.suffix.lower() == ".h5mu":
+        return path.parent, path.name
+    return path, None
+
+
+def expand(path: Path) -> list[Path]:
+    """The files and folders that exist under this name, or match it as a pattern, sorted.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none; the message has the nearest names.
+    """
+    file, modality = modality_of(path.expanduser())
+    names = [file] if file.exists() else glob.glob(str(file), recursive=True)
+    found = sorted(map(Path, names))
+    if not found:
+        raise FileNotFoundError(_missing(file))
+    return [match if modality is None else match / modality for match in found]
+
+
+def holds(folder: Path, at_most: int = 20) -> str:
+    """What is in a folder, as the end of a sentence."""
+    names = sorted(f"{inside.name}{'/' * inside.is_dir()}" for inside in folder.iterdir())
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return f"{folder} holds {', '.join(names[:at_most]) or 'nothing'}{more}."
+
+
+def _missing(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    wrong = path.absolute().relative_to(folder).parts[0]
+    near = difflib.get_close_matches(wrong, [inside.name for inside in folder.iterdir()])
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    if glob.has_magic(str(path)):
+        return f"no file matches {path}: {hint}{holds(folder)}"
+    return f"{path} does not exist: {hint}{holds(folder)}"
+
+
+def warn_of_cut(path: Path) -> None:
+    """Say so where a file of text stops within a line, as its last entry may be cut."""
+    if path.suffix.lower() in _COMPRESSED or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() not in b"\r\n":
+            logger.warning(
+                "%s does not end with a line break: if it was cut short, its last entry is wrong.",
+                path,
+            )
+
+
+@contextmanager
+def readable(path: Path, kind: str) -> Iterator[None]:
+    """Whatever goes wrong in a library as it reads this file becomes a DataError that names it.
+
+    A damaged file shows as any of zlib.error, EOFError, OSError, KeyError, RuntimeError and more.
+    """
+    try:
+        yield
+    except (DataError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        cause = " ".join(str(error).split()) or "no cause was given"
+        raise DataError(
+            f"{path} cannot be read as {kind} ({type(error).__name__}: {cause[:300]}). It is of "
+            "another kind, or damaged or cut short: copy or download it again."
+        ) from error
