@@ -136,7 +136,7 @@ def as_counts(
         raise DataError(
             f"{empty.size} of {adata.n_obs} cells have no open peak (the first is "
             f"{adata.obs_names[empty[0]]!r}); remove them with "
-            "pyro_scale.data.filter_cells(adata, min_peaks=1)."
+            "pyro_scale.pp.filter_cells(adata, min_peaks=1)."
         )
     silent = int((open_p == 0).sum())
     if silent:

@@ -1,0 +1,83 @@
+"""New cells on the peaks of a model."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from pyro_scale.errors import DataError
+
+__all__ = ["match_peaks"]
+
+logger = logging.getLogger(__name__)
+
+
+def match_peaks(adata: AnnData, peak_names: pd.Index | list[str]) -> AnnData:
+    """Give cells the peaks of a model, by name, so that it can be asked about them.
+
+    Peaks that the cells lack are filled with zeros, peaks that the model lacks are left out; both
+    are counted in a warning. The model then takes the peaks that are filled for closed.
+
+    Parameters
+    ----------
+    adata
+        New cells x peaks; left as it is.
+    peak_names
+        ``model.peak_names``.
+
+    Raises
+    ------
+    DataError
+        If names repeat, or no peak is shared.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=50, n_peaks=200, seed=0)
+    >>> match_peaks(adata[:, 50:], adata.var_names).shape
+    (50, 200)
+    """
+    names = pd.Index(peak_names)
+    for which, index in (("the cells", adata.var_names), ("the model", names)):
+        if not index.is_unique:
+            repeated = index[index.duplicated()]
+            raise DataError(f"{which} have peak {repeated[0]!r} more than once; names must differ.")
+    at = adata.var_names.get_indexer(names)
+    found = at >= 0
+    if not found.any():
+        raise DataError(
+            f"none of the model's {len(names)} peaks (the first is {names[0]!r}) is among the "
+            f"{adata.n_vars} peaks of the cells (the first is {adata.var_names[0]!r}); names are "
+            "compared letter by letter, as chr1_100_200: rename adata.var_names."
+        )
+    n_missing, n_unknown = int((~found).sum()), adata.n_vars - int(found.sum())
+    if n_missing:
+        logger.warning(
+            "%d of the model's %d peaks (%.1f %%) are missing and filled with zeros.",
+            n_missing,
+            len(names),
+            100 * n_missing / len(names),
+        )
+    if n_unknown:
+        logger.info("%d of %d peaks are not the model's and left out.", n_unknown, adata.n_vars)
+    part = adata[:, at[found]]
+    part = part.to_memory() if part.isbacked else part
+
+    def spread(x: Any) -> sparse.csr_matrix:
+        coo = sparse.coo_matrix(x)
+        column = np.flatnonzero(found)[coo.col]
+        return sparse.csr_matrix((coo.data, (coo.row, column)), (adata.n_obs, len(names)))
+
+    var = part.var.reindex(names)
+    return AnnData(
+        None if part.X is None else spread(part.X),
+        obs=part.obs.copy(),
+        var=var,
+        obsm={key: value.copy() for key, value in part.obsm.items()},
+        layers={key: spread(value) for key, value in part.layers.items()},
+    )

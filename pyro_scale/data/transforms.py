@@ -1,0 +1,45 @@
+"""Other values in the same places."""
+
+from __future__ import annotations
+
+import numpy as np
+from anndata import AnnData
+
+from pyro_scale.data.change import in_memory, replaced
+
+__all__ = ["binarize", "log_transform", "tf_idf"]
+
+
+def binarize(adata: AnnData, *, layer: str | None = None, inplace: bool = False) -> AnnData:
+    """Set every entry that is not zero to one.
+
+    SCALE does the same to the caller's own matrix, unasked.
+    """
+    x = in_memory(adata, layer)
+    x.data[:] = 1
+    return replaced(adata, layer, x, inplace=inplace)
+
+
+def log_transform(adata: AnnData, *, layer: str | None = None, inplace: bool = False) -> AnnData:
+    """Replace every entry x by log(1 + x); for other tools, as the models here take counts."""
+    x = in_memory(adata, layer)
+    return replaced(adata, layer, x.log1p(), inplace=inplace)
+
+
+def tf_idf(adata: AnnData, *, layer: str | None = None, inplace: bool = False) -> AnnData:
+    r"""Term frequency-inverse document frequency, what latent semantic indexing decomposes.
+
+    .. math:: y_{np} = \log\big(1 + 10^4 \, \tfrac{x_{np}}{\sum_p x_{np}}
+              \log(1 + N / N_p)\big), \quad N_p \text{ the cells that have peak } p \text{ open}
+
+    References
+    ----------
+    Cusanovich et al. 2015, doi:10.1126/science.aab1601; in this form Stuart et al. 2021,
+    doi:10.1038/s41592-021-01282-5 (Signac).
+    """
+    x = in_memory(adata, layer)
+    depth_n = np.maximum(np.asarray(x.sum(1), dtype=np.float64).ravel(), 1)
+    idf_p = np.log1p(x.shape[0] / np.maximum(x.getnnz(0), 1))
+    row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+    x.data = np.log1p(1e4 * x.data / depth_n[row] * idf_p[x.indices]).astype(np.float32)
+    return replaced(adata, layer, x, inplace=inplace)
