@@ -10,17 +10,19 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from pyro_scale import saving
+from pyro_scale import inference, saving
 from pyro_scale.configuration import Configuration
 from pyro_scale.data import Counts, batch_names
+from pyro_scale.errors import DataError
+from pyro_scale.original import read_original
+from pyro_scale.peak_results import PeakResults
 from pyro_scale.programs import LikelihoodName, MixtureVAE, Treatment
-from pyro_scale.results import Results
 from pyro_scale.training import TrainingPlan, build_vae, fit
 
 __all__ = ["SCALE"]
 
 
-class SCALE(Results):
+class SCALE(PeakResults):
     """A variational auto-encoder with a Gaussian-mixture prior, for single-cell ATAC-seq.
 
     Parameters
@@ -203,7 +205,8 @@ class SCALE(Results):
         if max_epochs is None:
             max_epochs = min(max(1_000_000 // self._counts.n_cells, 50), 300)
         if self.configuration.plain:
-            plan_kwargs = {"lr": 1e-3, **plan_kwargs}  # of 1024 units that read every peak
+            # 1024 units read every peak; depth is in z, and takes large weights to decode.
+            plan_kwargs = {"lr": 1e-3, "decoder_precision": 0.0, **plan_kwargs}
         if early_stopping:
             plan_kwargs = {"validation_size": 0.1, **plan_kwargs}
         plan = TrainingPlan(
@@ -224,27 +227,6 @@ class SCALE(Results):
             trainer_kwargs=trainer_kwargs,
         )
         self.configuration = replace(self.configuration, n_components=self.vae.n_components)
-
-    def to_anndata(self, adata: AnnData | None = None) -> AnnData:
-        """A copy of ``adata`` (None: names and accessibility) with the results, documented keys.
-
-        Where the model's own cells are on disk, None leaves accessibility out.
-
-
-        ``obsm["X_scale"]`` the latent means, ``obsm["scale_responsibilities"]`` q(c|x),
-        ``obs["scale_cluster"]`` its argmax, ``uns["scale"]`` the configuration and versions.
-        """
-        counts = self._trained_counts(adata)
-        if adata is None:
-            obs, var = pd.DataFrame(index=counts.obs_names), pd.DataFrame(index=counts.var_names)
-            result = AnnData(None if counts.on_disk else counts.read().copy(), obs=obs, var=var)
-        else:
-            result = adata.to_memory() if adata.isbacked else adata.copy()
-        result.obsm["X_scale"] = self.get_latent_representation(adata)
-        result.obsm["scale_responsibilities"] = self.get_responsibilities(adata)
-        result.obs["scale_cluster"] = self.get_cluster_assignments(adata)
-        result.uns["scale"] = saving.description(self.configuration)
-        return result
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write weights (safetensors), configuration, peaks and history (JSON) to a folder.
@@ -279,4 +261,40 @@ class SCALE(Results):
         model = cls.__new__(cls)
         model.configuration, model.peak_names = saved.configuration, saved.peak_names
         model._set(saved.vae.eval(), model.counts(adata), saved.history)
+        return model
+
+    @classmethod
+    def from_original(cls, path: str | Path, adata: AnnData, *, layer: str | None = None) -> SCALE:
+        """Read a ``model.pt`` of the published SCALE, for the cells it was trained on or others.
+
+        The latent means are those of SCALE's encoder. The file has no peak names: the peaks of
+        ``adata`` are taken to be its peaks, in order. Counts are set to 0/1, as SCALE does.
+
+        Parameters
+        ----------
+        path
+            The file; only tensors are read from it, no code.
+        adata, layer
+            Cells x peaks, with the peaks that SCALE kept (its ``adata.h5ad``).
+
+        Raises
+        ------
+        ModelFileError, DataError
+            If the file does not hold a SCALE model, or one of another number of peaks.
+        """
+        configuration, vae = read_original(Path(path))
+        model = cls.__new__(cls)
+        model.configuration = replace(configuration, layer=layer)
+        counts = model._read(adata)
+        if counts.n_peaks != vae.n_peaks:
+            raise DataError(
+                f"{path} was trained on {vae.n_peaks} peaks and the cells have {counts.n_peaks}; "
+                "give the adata.h5ad that SCALE wrote beside it, whose peaks are those it kept."
+            )
+        model._set(vae.eval(), counts, pd.DataFrame())
+        elbo = inference.bound(vae, counts, "collapsed", 1, 256, 0).mean()
+        model.history = pd.DataFrame(
+            {"phase": "SCALE", "kl_weight": 1.0, "elbo_train": float(elbo)},
+            index=pd.Index([0], name="epoch"),
+        )
         return model

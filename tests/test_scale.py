@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback
 
 import pyro_scale as ps
 from pyro_scale.analysis import cluster_scores
-from pyro_scale.plotting import plot_run
 from pyro_scale.programs import FORMULATIONS
 
 
@@ -110,7 +109,8 @@ def test_clusters_that_are_there_are_found(likelihood):
 def test_every_formulation_rises_and_moves_every_parameter(adata, formulation, preset):
     model = small_scale(adata, formulation=formulation, preset=preset)
     before = {name: p.clone() for name, p in model.vae.named_parameters()}
-    train(model, 5, warmup_epochs=0, kl_warmup_epochs=0, hidden_share=0, lr=3e-3)
+    settings = {"hidden_share": 0, "decoder_precision": 50.0, "lr": 3e-3}
+    train(model, 5, warmup_epochs=0, kl_warmup_epochs=0, **settings)
     still = [name for name, p in model.vae.named_parameters() if torch.equal(p, before[name])]
     assert not still
     assert (model.history["phase"] == "mixture").all()
@@ -219,13 +219,7 @@ def test_the_callers_process_is_left_alone(adata, tmp_path, caplog):
         getattr(model, verb)()
     model.get_latent_representation(give_mean=False)
     model.get_marginal_ll(n_mc_samples=2)
-    plot_run(
-        model.get_latent_representation(),
-        model.get_responsibilities(),
-        model.get_cluster_assignments(),
-        np.full(3, 1 / 3),
-        model.history,
-    ).savefig(tmp_path / "figure.png")
+    ps.pl.run(model.to_anndata(), history=model.history, save=tmp_path / "figure.png")
     model.save(tmp_path / "model")
     ps.SCALE.load(tmp_path / "model", adata)
     assert process_state() == before

@@ -29,7 +29,7 @@ class TrainingPlan:
     decoder_precision
         1 / variance of a zero-mean Gaussian prior on the decoder's weights, which training
         takes at its mode (as weight decay of ``decoder_precision / n_cells``); nothing else
-        decays. Zero: no prior.
+        decays. Zero: no prior, as the plain model has it.
     hidden_share
         Share of the peaks hidden from the encoder, anew in every step.
     gradient_clip
