@@ -9,9 +9,10 @@ SCALE(60 cells x 200 peaks, K=2, D=2, collapsed by Trace_ELBO, bernoulli, untrai
 
 from importlib.metadata import version
 
-from pyro_scale import analysis, data
+from pyro_scale import analysis, data, pp
+from pyro_scale import plotting as pl
 from pyro_scale.comparison import compare, ladder
-from pyro_scale.data import simulate
+from pyro_scale.data import read, simulate
 from pyro_scale.errors import DataError, ModelFileError, NotTrainedError, OutOfMemory
 from pyro_scale.scale import SCALE
 
@@ -25,6 +26,9 @@ __all__ = [
     "compare",
     "data",
     "ladder",
+    "pl",
+    "pp",
+    "read",
     "simulate",
 ]
 

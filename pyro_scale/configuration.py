@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from pyro_scale.objectives import Row, find_row
-from pyro_scale.programs import LikelihoodName, Treatment
+from pyro_scale.programs import LikelihoodName, PosteriorVariance, Treatment
 
 __all__ = ["Configuration"]
 
@@ -34,6 +34,7 @@ class Configuration:
     batch_key: str | None = None
     batches: tuple[str, ...] | None = None
     seed: int = 0
+    posterior_variance: PosteriorVariance = "softplus"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -62,6 +63,11 @@ class Configuration:
         if not _whole(self.seed) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed!r} must be a whole number from 0 to 2**32 - 1.")
         object.__setattr__(self, "seed", int(self.seed))
+        if self.posterior_variance not in ("softplus", "exp"):
+            raise ValueError(
+                f"posterior_variance={self.posterior_variance!r} is not known; choose 'softplus' "
+                "or 'exp'."
+            )
         if self.likelihood not in ("bernoulli", "poisson"):
             raise ValueError(
                 f"likelihood={self.likelihood!r} is not known; choose 'bernoulli' or 'poisson'."

@@ -63,7 +63,8 @@ class Results:
             if len(missing):
                 raise DataError(
                     f"{len(missing)} of the model's {len(self.peak_names)} peaks are not in the "
-                    f"AnnData (the first is {missing[0]!r}); give cells with the same peaks."
+                    f"AnnData (the first is {missing[0]!r}); give cells with the same peaks, or "
+                    "fill them with pyro_scale.pp.match_peaks(adata, model.peak_names)."
                 )
             extra = adata.n_vars - len(self.peak_names)
             logger.info("peaks matched by name: reordered, %d others left out.", extra)

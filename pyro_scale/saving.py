@@ -140,4 +140,5 @@ def _empty_vae(
             mean_log_depth=None if configuration.plain or not configuration.binary else 0.0,
             n_batches=configuration.n_batches,
             classifier=configuration.formulation == "amortized",
+            posterior_variance=configuration.posterior_variance,
         )

@@ -11,7 +11,13 @@ from pyro_scale.programs.guides import (
 )
 from pyro_scale.programs.likelihood import BernoulliLikelihood, PoissonLikelihood
 from pyro_scale.programs.models import AuxiliaryModel, CollapsedModel, MixtureModel
-from pyro_scale.programs.networks import Classifier, Encoder, Lsi, PeakLinear
+from pyro_scale.programs.networks import (
+    Classifier,
+    Encoder,
+    Lsi,
+    PeakLinear,
+    PosteriorVariance,
+)
 from pyro_scale.programs.prior import MixturePrior
 from pyro_scale.programs.vae import LikelihoodName, MixtureVAE
 
@@ -35,6 +41,7 @@ __all__ = [
     "MixtureVAE",
     "PeakLinear",
     "PoissonLikelihood",
+    "PosteriorVariance",
     "Programs",
     "StructuredGuide",
     "Treatment",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from pyro_scale.programs.cells import Cells
 from pyro_scale.programs.sparse import is_sparse, matmul, rows_of, with_values
 
-__all__ = ["Classifier", "Encoder", "Lsi", "PeakLinear", "mlp"]
+__all__ = ["Classifier", "Encoder", "Lsi", "PeakLinear", "PosteriorVariance", "mlp"]
+
+PosteriorVariance = Literal["softplus", "exp"]
 
 
 def mlp(
@@ -137,6 +140,9 @@ class Encoder(nn.Module):
         Maps :class:`Cells` to the network's input, shape ``(n, r)``; None feeds ``x_np``.
     min_var
         Floor of the posterior variance, in squared latent units.
+    posterior_variance
+        How the head's output becomes a variance: ``"softplus"``, or ``"exp"`` as in SCALE, which
+        can overflow (and is bounded here at e^30).
     """
 
     def __init__(
@@ -148,9 +154,10 @@ class Encoder(nn.Module):
         layer_norm: bool = False,
         lsi: Lsi | None = None,
         min_var: float = 1e-6,
+        posterior_variance: PosteriorVariance = "softplus",
     ) -> None:
         super().__init__()
-        self.min_var = min_var
+        self.min_var, self.posterior_variance = min_var, posterior_variance
         self.lsi = lsi
         sizes = [n_peaks if lsi is None else lsi.n_directions, *hidden]
         first = PeakLinear(*sizes[:2]) if lsi is None else None
@@ -173,7 +180,10 @@ class Encoder(nn.Module):
 
     def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(z|x) from the last hidden layer, each ``(n, d)``."""
-        return self.loc(features), F.softplus(self.raw_var(features)) + self.min_var
+        raw_nd = self.raw_var(features)
+        exp = self.posterior_variance == "exp"
+        var_nd = raw_nd.clamp_max(30).exp() if exp else F.softplus(raw_nd)
+        return self.loc(features), var_nd + self.min_var
 
     def forward(self, cells: Cells) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(z|x), each of shape ``(n, d)``."""

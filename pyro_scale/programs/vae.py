@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_scale.programs.cells import Cells
 from pyro_scale.programs.likelihood import BernoulliLikelihood, PoissonLikelihood
-from pyro_scale.programs.networks import Classifier, Encoder, Lsi
+from pyro_scale.programs.networks import Classifier, Encoder, Lsi, PosteriorVariance
 from pyro_scale.programs.prior import MixturePrior
 
 __all__ = ["LikelihoodName", "MixtureVAE"]
@@ -47,6 +47,8 @@ class MixtureVAE(nn.Module):
         Poisson likelihood always has the depth as its exposure.
     classifier
         Add q(c|x), which the amortized formulation needs.
+    posterior_variance
+        As in :class:`Encoder`.
     """
 
     def __init__(
@@ -63,10 +65,18 @@ class MixtureVAE(nn.Module):
         n_batches: int = 1,
         mean_log_depth: float | None = None,
         classifier: bool = False,
+        posterior_variance: PosteriorVariance = "softplus",
     ) -> None:
         super().__init__()
         self.prior = MixturePrior(n_components, n_latent)
-        self.encoder = Encoder(n_peaks, n_latent, hidden, layer_norm=layer_norm, lsi=lsi)
+        self.encoder = Encoder(
+            n_peaks,
+            n_latent,
+            hidden,
+            layer_norm=layer_norm,
+            lsi=lsi,
+            posterior_variance=posterior_variance,
+        )
         self.likelihood: BernoulliLikelihood | PoissonLikelihood
         if likelihood == "bernoulli":
             self.likelihood = BernoulliLikelihood(

@@ -29,7 +29,7 @@ from sklearn.metrics import average_precision_score
 
 import pyro_scale as ps
 from pyro_scale.analysis import cluster_scores
-from pyro_scale.data import dense_cells, filter_cells, filter_peaks
+from pyro_scale.data import dense_cells
 
 FILES = ("forebrain_half", "schep_12_lines_600", "leukemia_aml_su070_su353")
 HIDDEN_ONES = 0.1
@@ -79,8 +79,8 @@ def read(folder: Path, name: str) -> ad.AnnData:
     x = sp.csr_matrix(adata.X)
     adata.X = sp.csr_matrix((np.ones_like(x.data, dtype=np.float32), x.indices, x.indptr), x.shape)
     depth = adata.X.getnnz(1)
-    adata = filter_cells(adata, min_peaks=int(np.ceil(0.1 * np.median(depth))))
-    return filter_peaks(adata, min_cells=0.01)
+    adata = ps.pp.filter_cells(adata, min_peaks=int(np.ceil(0.1 * np.median(depth))))
+    return ps.pp.filter_peaks(adata, min_cells=0.01)
 
 
 def hide(adata: ad.AnnData, seed: int) -> tuple[ad.AnnData, np.ndarray]:
