@@ -2,6 +2,8 @@
 
 import os
 import random
+import sys
+import warnings
 from pathlib import Path
 
 import anndata
@@ -65,3 +67,23 @@ def cells():
 def counts():
     """The same with counts."""
     return ps.simulate(n_cells=80, n_peaks=120, n_clusters=3, density=0.2, counts=True, seed=1)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """PyPI scale 1.1.2, as released: it needs two names that numpy has dropped since."""
+    names = {"warnings": warnings, "Inf": np.inf}
+    for name, value in names.items():
+        setattr(np, name, value)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import scale as package
+            import scale.specifity
+            import scale.utils
+    finally:
+        for name in names:
+            delattr(np, name)
+    yield package
+    for module in [m for m in sys.modules if m == "scale" or m.startswith("scale.")]:
+        del sys.modules[module]

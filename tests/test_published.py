@@ -1,31 +1,10 @@
 """Our `scale` against the published code: PyPI `scale` 1.1.2 as the oracle."""
 
-import sys
-import warnings
-
 import numpy as np
 import pytest
 import torch
 
 from pyro_scale.objectives import EXACT, PUBLISHED, Point, scale, terms
-
-
-@pytest.fixture(scope="module")
-def published():
-    """The package as released: it needs two names that numpy has dropped since."""
-    names = {"warnings": warnings, "Inf": np.inf}
-    for name, value in names.items():
-        setattr(np, name, value)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import scale as package
-    finally:
-        for name in names:
-            delattr(np, name)
-    yield package
-    for module in [m for m in sys.modules if m == "scale" or m.startswith("scale.")]:
-        del sys.modules[module]
 
 
 class Setting:

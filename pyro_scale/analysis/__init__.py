@@ -1,5 +1,25 @@
-"""What is read off a trained model: clusters and their scores."""
+"""What is read off a trained model: clusters and their scores, peaks that belong to them."""
 
-from pyro_scale.analysis.clusters import cluster_scores
+from pyro_scale.analysis.clustering import kmeans_clusters, leiden_clusters
+from pyro_scale.analysis.clusters import (
+    ClusterReport,
+    cluster_report,
+    cluster_scores,
+    match_clusters,
+)
+from pyro_scale.analysis.embedding import embed
+from pyro_scale.analysis.latent_specificity import latent_specificity
+from pyro_scale.analysis.specificity import peak_specificity, specific_peaks
 
-__all__ = ["cluster_scores"]
+__all__ = [
+    "ClusterReport",
+    "cluster_report",
+    "cluster_scores",
+    "embed",
+    "kmeans_clusters",
+    "latent_specificity",
+    "leiden_clusters",
+    "match_clusters",
+    "peak_specificity",
+    "specific_peaks",
+]

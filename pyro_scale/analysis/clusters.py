@@ -3,10 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from sklearn.metrics import adjusted_rand_score, homogeneity_score, normalized_mutual_info_score
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import (
+    adjusted_rand_score,
+    f1_score,
+    homogeneity_score,
+    normalized_mutual_info_score,
+)
 
-__all__ = ["cluster_scores"]
+__all__ = ["ClusterReport", "cluster_report", "cluster_scores", "match_clusters"]
+
+
+class ClusterReport(NamedTuple):
+    """What :func:`cluster_report` returns.
+
+    Attributes
+    ----------
+    confusion
+        Cells by label (rows) and matched cluster (columns).
+    scores
+        ARI, NMI, homogeneity, and the F1 score after matching, averaged over labels by their
+        number of cells (``f1``) and evenly (``f1_macro``).
+    matching
+        Label of each cluster; a cluster without one keeps its own name.
+    """
+
+    confusion: pd.DataFrame
+    scores: dict[str, float]
+    matching: dict[str, str]
+
+    def __str__(self) -> str:
+        """The scores in a line, and the confusion matrix below it."""
+        line = ", ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
+        return f"{line}\n\n{self.confusion.to_string()}"
+
+
+def _pair(labels: Sequence[object], clusters: Sequence[object]) -> tuple[list[str], list[str]]:
+    if len(labels) != len(clusters):
+        raise ValueError(f"{len(labels)} labels and {len(clusters)} clusters: expected one each.")
+    if len(labels) == 0:
+        raise ValueError("there are no cells to score.")
+    return [str(x) for x in labels], [str(x) for x in clusters]
 
 
 def cluster_scores(labels: Sequence[object], clusters: Sequence[object]) -> dict[str, float]:
@@ -27,11 +68,64 @@ def cluster_scores(labels: Sequence[object], clusters: Sequence[object]) -> dict
     >>> cluster_scores(["a", "a", "b"], [1, 1, 0])["ari"]
     1.0
     """
-    if len(labels) != len(clusters):
-        raise ValueError(f"{len(labels)} labels and {len(clusters)} clusters: expected one each.")
-    labels, clusters = [str(x) for x in labels], [str(x) for x in clusters]
+    labels, clusters = _pair(labels, clusters)
     return {
         "ari": float(adjusted_rand_score(labels, clusters)),
         "nmi": float(normalized_mutual_info_score(labels, clusters)),
         "homogeneity": float(homogeneity_score(labels, clusters)),
     }
+
+
+def match_clusters(labels: Sequence[object], clusters: Sequence[object]) -> dict[str, str]:
+    """The label of each cluster: one to one, with the most cells in common (Hungarian method).
+
+    Where there are more clusters than labels, those left over keep their own name, or
+    ``"cluster <name>"`` if a label has that name.
+
+    References
+    ----------
+    Kuhn 1955, doi:10.1002/nav.3800020109.
+
+    Examples
+    --------
+    >>> match_clusters(["a", "a", "b", "b"], [1, 1, 0, 2])
+    {'0': 'b', '1': 'a', '2': '2'}
+    """
+    labels, clusters = _pair(labels, clusters)
+    table = pd.crosstab(np.asarray(labels, object), np.asarray(clusters, object))
+    rows, columns = linear_sum_assignment(table.to_numpy(), maximize=True)
+    of = dict(zip(table.columns[columns], table.index[rows], strict=True))
+    taken = set(table.index)
+    return {
+        name: of.get(name, f"cluster {name}" if name in taken else name) for name in table.columns
+    }
+
+
+def cluster_report(labels: Sequence[object], clusters: Sequence[object]) -> ClusterReport:
+    """Confusion matrix, ARI, NMI, homogeneity and F1 after matching clusters to labels.
+
+    Numbers of clusters and labels may differ.
+
+    Examples
+    --------
+    >>> print(cluster_report(["a", "a", "b", "b"], [1, 1, 0, 1]))
+    ari 0.000, nmi 0.344, homogeneity 0.311, f1 0.733, f1_macro 0.733
+    <BLANKLINE>
+       a  b
+    a  2  0
+    b  1  1
+    """
+    labels, clusters = _pair(labels, clusters)
+    matching = match_clusters(labels, clusters)
+    matched = [matching[cluster] for cluster in clusters]
+    confusion = pd.crosstab(np.asarray(labels, object), np.asarray(matched, object))
+    order = [name for name in confusion.index if name in confusion.columns]
+    order += [name for name in confusion.columns if name not in set(confusion.index)]
+    confusion = confusion[order].rename_axis(index=None, columns=None)
+    known = sorted(set(labels))
+    scores = cluster_scores(labels, clusters)
+    for name, average in (("f1", "weighted"), ("f1_macro", "macro")):
+        scores[name] = float(
+            f1_score(labels, matched, labels=known, average=average, zero_division=0)
+        )
+    return ClusterReport(confusion, scores, matching)

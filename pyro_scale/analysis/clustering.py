@@ -1,0 +1,114 @@
+"""Clusters of the latent means by other methods than the mixture."""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_scale.analysis.embedding import (
+    as_latent,
+    neighbor_graph,
+    scanpy_module,
+    threads_kept,
+)
+
+__all__ = ["kmeans_clusters", "leiden_clusters"]
+
+
+def _categorical(codes: NDArray[np.intp], n_clusters: int) -> pd.Categorical:
+    names = [str(k) for k in range(n_clusters)]
+    return pd.Categorical([names[code] for code in codes], categories=names)
+
+
+def kmeans_clusters(latent_nd: ArrayLike, n_clusters: int, *, seed: int = 0) -> pd.Categorical:
+    """k-means, the best of 20 starts, as the published SCALE clusters.
+
+    Parameters
+    ----------
+    latent_nd
+        Latent means, shape ``(n, d)``.
+    n_clusters
+        K, at most the number of cells.
+    seed
+        Of the starts.
+
+    Returns
+    -------
+    Categorical
+        One entry per cell, categories ``"0"`` to ``"K-1"``.
+
+    Examples
+    --------
+    >>> list(kmeans_clusters([[0.0], [0.1], [5.0]], 2).codes) in ([0, 0, 1], [1, 1, 0])
+    True
+    """
+    z_nd = as_latent(latent_nd)
+    if not 1 <= n_clusters <= len(z_nd):
+        raise ValueError(
+            f"n_clusters={n_clusters} for {len(z_nd)} cells; expected 1 to {len(z_nd)}."
+        )
+    from sklearn.cluster import KMeans  # here, because it takes long to import
+
+    with threads_kept(), warnings.catch_warnings():
+        # Fewer distinct cells than clusters: then some clusters are empty, and may be.
+        warnings.filterwarnings("ignore", message="Number of distinct clusters")
+        codes = KMeans(n_clusters, n_init=20, random_state=seed).fit_predict(z_nd)
+    return _categorical(codes, n_clusters)
+
+
+def leiden_clusters(
+    latent_nd: ArrayLike, *, resolution: float = 1.0, n_neighbors: int = 30, seed: int = 0
+) -> pd.Categorical:
+    """Leiden communities of the graph of nearest neighbours, by scanpy and igraph.
+
+    Parameters
+    ----------
+    latent_nd
+        Latent means, shape ``(n, d)``, of at least three cells.
+    resolution
+        More is more clusters.
+    n_neighbors
+        Size of the neighbourhood, at most the other cells.
+    seed
+        Of the neighbours and of Leiden.
+
+    Returns
+    -------
+    Categorical
+        One entry per cell, categories ``"0"`` (the largest) to ``"K-1"``.
+
+    Raises
+    ------
+    ImportError
+        If scanpy or igraph is missing: ``pip install "pyro-scale[scanpy]"``.
+
+    References
+    ----------
+    Traag, Waltman & van Eck 2019, doi:10.1038/s41598-019-41695-z.
+    """
+    z_nd = as_latent(latent_nd)
+    if len(z_nd) < 3:
+        raise ValueError(f"{len(z_nd)} cells are too few for a graph of neighbours; three will do.")
+    if resolution <= 0:
+        raise ValueError(f"resolution={resolution} must be positive.")
+    scanpy = scanpy_module()
+    try:
+        import_module("igraph")  # what scanpy calls
+    except ImportError as error:
+        raise ImportError('Leiden needs igraph: pip install "pyro-scale[scanpy]".') from error
+    cells = neighbor_graph(z_nd, n_neighbors, seed)
+    with threads_kept(), warnings.catch_warnings():
+        scanpy.tl.leiden(
+            cells,
+            resolution=resolution,
+            flavor="igraph",
+            n_iterations=2,
+            directed=False,
+            random_state=seed,
+        )
+    codes = cells.obs["leiden"].astype(int).to_numpy(dtype=np.intp)
+    return _categorical(codes, int(codes.max()) + 1)
