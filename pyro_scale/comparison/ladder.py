@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_scale.comparison.ladder_integrals import Rungs, by_monte_carlo, by_quadrature
 from pyro_scale.comparison.prepare import Comparable, prepare
-from pyro_scale.plotting import plot_ladder
+from pyro_scale.plotting import ladder as draw_ladder
 
 __all__ = ["Ladder", "ladder"]
 
@@ -88,7 +88,7 @@ class Ladder:
 
     def plot(self) -> Figure:
         """The gaps as stacked bars, one per cell."""
-        return plot_ladder(self._gaps())
+        return draw_ladder(self._gaps())
 
 
 def ladder(

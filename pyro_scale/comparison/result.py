@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pyro_scale.objectives import Agreement, Row
-from pyro_scale.plotting import plot_comparison
+from pyro_scale.plotting import comparison as draw_comparison
 from pyro_scale.programs import Treatment
 
 __all__ = ["ComparedRow", "Comparison"]
@@ -136,4 +136,4 @@ class Comparison:
 
     def plot(self) -> Figure:
         """Values with errors, and gradient variance, of every supported row."""
-        return plot_comparison(self.to_frame())
+        return draw_comparison(self.to_frame())

@@ -1,6 +1,36 @@
-"""One function per figure; each returns a matplotlib Figure and leaves rcParams alone."""
+"""One function per figure (``ps.pl``). pyplot, its figures and rcParams are left alone.
 
-from pyro_scale.plotting.clusters import embed, plot_run
-from pyro_scale.plotting.comparison import plot_comparison, plot_ladder
+A figure of one axes takes ``ax`` and returns it; a larger one is returned as a Figure. ``save``
+writes ``.pdf``, ``.svg`` or ``.png``.
+"""
 
-__all__ = ["embed", "plot_comparison", "plot_ladder", "plot_run"]
+from pyro_scale.plotting.bounds import comparison, ladder
+from pyro_scale.plotting.correlation import cell_correlation
+from pyro_scale.plotting.heatmaps import peak_heatmap
+from pyro_scale.plotting.imputed import imputation
+from pyro_scale.plotting.overview import run
+from pyro_scale.plotting.responsibilities import occupancy
+from pyro_scale.plotting.scatter import embedding, responsibility_entropy
+from pyro_scale.plotting.scores import metrics
+from pyro_scale.plotting.style import CATEGORIES, PALETTE, style
+from pyro_scale.plotting.tables import confusion_matrix, feature_specificity
+from pyro_scale.plotting.training import history
+
+__all__ = [
+    "CATEGORIES",
+    "PALETTE",
+    "cell_correlation",
+    "comparison",
+    "confusion_matrix",
+    "embedding",
+    "feature_specificity",
+    "history",
+    "imputation",
+    "ladder",
+    "metrics",
+    "occupancy",
+    "peak_heatmap",
+    "responsibility_entropy",
+    "run",
+    "style",
+]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import matplotlib as mpl
 from cycler import cycler
 
-__all__ = ["CATEGORIES", "PALETTE", "style"]
+__all__ = ["CATEGORIES", "MISSING", "PALETTE", "colour", "style"]
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 """Okabe and Ito's colours, which people with colour blindness can tell apart."""
@@ -23,21 +23,42 @@ CATEGORIES = (
     "#44AA99",
 )
 
+MISSING = "#D0D0D0"
+"""Cells without a category or value."""
+
+
+def colour(code: int) -> str:
+    """The colour of a category; the twelve repeat, so more categories need labels."""
+    return CATEGORIES[code % len(CATEGORIES)]
+
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Set matplotlib's parameters inside the block, and give the caller's back."""
+    """Set matplotlib's parameters inside the block, and give the caller's back.
+
+    Sizes are those of a figure printed at its own width: 3.5 inches for a column, 7 for a page.
+    """
     with mpl.rc_context(
         {
-            "font.size": 9,
-            "axes.titlesize": 10,
+            "font.size": 8,
+            "axes.titlesize": 9,
+            "axes.titlelocation": "left",
+            "axes.labelsize": 8,
+            "xtick.labelsize": 7,
+            "ytick.labelsize": 7,
+            "legend.fontsize": 7,
+            "legend.title_fontsize": 8,
+            "axes.linewidth": 0.6,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.prop_cycle": cycler(color=PALETTE),
             "legend.frameon": False,
-            "savefig.dpi": 150,
+            "savefig.dpi": 300,
             "svg.fonttype": "none",
             "pdf.fonttype": 42,
+            "ps.fonttype": 42,
         }
     ):
         yield

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pyro_scale.plotting.style import PALETTE, style
+from pyro_scale.plotting.saving import drawn
+from pyro_scale.plotting.style import PALETTE
 
-__all__ = ["plot_comparison", "plot_ladder"]
+__all__ = ["comparison", "ladder"]
 
 _COLOURS = {
     "holds": PALETTE[2],
@@ -17,13 +20,15 @@ _COLOURS = {
 }
 
 
-def plot_comparison(frame: pd.DataFrame) -> Figure:
+def comparison(frame: pd.DataFrame, *, save: str | Path | None = None) -> Figure:
     """Bounds with Monte Carlo errors beside their closed forms, and gradient variances.
 
     Parameters
     ----------
     frame
         ``Comparison.to_frame()``.
+    save
+        Write the figure to this ``.pdf``, ``.svg`` or ``.png``.
     """
     rows = frame[frame["value_agreement"] != "unsupported"].iloc[::-1]
     y = np.arange(len(rows))
@@ -33,8 +38,7 @@ def plot_comparison(frame: pd.DataFrame) -> Figure:
         + (" (at z)" if twin == "mean_field_at_z" else "")
         for formulation, c, estimator, twin in names
     ]
-    with style():
-        figure = Figure(figsize=(10, 0.22 * len(rows) + 1.6), layout="constrained")
+    with drawn(save, 7, 0.16 * len(rows) + 1.3) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for verdict, colour in _COLOURS.items():
             at = (rows["verdict"] == verdict).to_numpy()
@@ -54,7 +58,7 @@ def plot_comparison(frame: pd.DataFrame) -> Figure:
         left.plot(rows["twin_value"], y, "k|", ms=10, label="closed form, same draws")
         left.set(xlabel="bound, nats per cell", yticks=y, yticklabels=labels)
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-        right.set(xscale="log", xlabel="gradient variance, nats² per cell²")
+        right.set(xscale="log", xlabel="gradient variance,\nnats² per cell²")
         formulations = rows["formulation"].to_numpy()
         borders = np.flatnonzero(formulations[1:] != formulations[:-1]) + 0.5
         for axes in (left, right):
@@ -65,13 +69,15 @@ def plot_comparison(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_ladder(frame: pd.DataFrame) -> Figure:
+def ladder(frame: pd.DataFrame, *, save: str | Path | None = None) -> Figure:
     """The gaps below log p(x) as stacked bars, one per cell, in order of the total.
 
     Parameters
     ----------
     frame
         Columns ``gap_posterior``, ``gap_optimal``, ``gap_averaged``, ``gap_scale``, in nats.
+    save
+        Write the figure to this ``.pdf``, ``.svg`` or ``.png``.
     """
     gaps = [
         ("gap_posterior", "log p(x) − L_str = KL(q(z|x) ‖ p(z|x))"),
@@ -81,8 +87,7 @@ def plot_ladder(frame: pd.DataFrame) -> Figure:
     ]
     rows = frame.loc[frame[[name for name, _ in gaps]].sum(axis=1).sort_values().index]
     x = np.arange(len(rows))
-    with style():
-        figure = Figure(figsize=(7.5, 4), layout="constrained")
+    with drawn(save, 5, 3.4) as figure:
         axes = figure.subplots()
         bottom = np.zeros(len(rows))
         for (name, label), colour in zip(gaps, PALETTE, strict=False):
@@ -91,6 +96,6 @@ def plot_ladder(frame: pd.DataFrame) -> Figure:
             bottom += height
         axes.set(xlabel=f"{len(rows)} cells, by total gap", ylabel="nats below log p(x)", xticks=[])
         handles, names = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], names[::-1], loc="upper left")
+        axes.legend(handles[::-1], names[::-1], loc="lower left", bbox_to_anchor=(0, 1))
         axes.set_ylim(0, 1.05 * max(float(bottom.max()), 1e-12))
     return figure

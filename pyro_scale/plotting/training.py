@@ -1,0 +1,65 @@
+"""The course of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from pyro_scale.plotting.saving import on_axes
+from pyro_scale.plotting.style import PALETTE
+
+__all__ = ["history"]
+
+
+def history(
+    history: pd.DataFrame, *, ax: Axes | None = None, save: str | Path | None = None
+) -> Axes:
+    """The bound over epochs, of training and held-out cells, and where the mixture starts.
+
+    Parameters
+    ----------
+    history
+        ``model.history``: columns ``elbo_train``, ``phase`` and perhaps ``elbo_validation``.
+    ax
+        Draw here; None: a new figure.
+    save
+        Write the figure to this ``.pdf``, ``.svg`` or ``.png``.
+
+    Raises
+    ------
+    ValueError
+        If the history is empty or lacks a column.
+    """
+    if not isinstance(history, pd.DataFrame):
+        raise TypeError(f"history is a {type(history).__name__}; expected model.history.")
+    if history.empty:
+        raise ValueError("the history is empty: call model.train() first.")
+    missing = [name for name in ("elbo_train", "phase") if name not in history]
+    if missing:
+        raise ValueError(
+            f"history has no column {', '.join(missing)}; it has {', '.join(map(str, history))}."
+        )
+    curves = {"elbo_train": ("training cells", PALETTE[0], "-")}
+    if "elbo_validation" in history:
+        curves["elbo_validation"] = ("held-out cells", PALETTE[3], "--")
+    with on_axes(ax, save, (3.5, 2.4)) as ax:
+        marker = "o" if len(history) == 1 else ""
+        for name, (label, shade, dash) in curves.items():
+            ax.plot(
+                history.index, history[name], dash, marker=marker, color=shade, lw=1.2, label=label
+            )
+        started = history.index[history["phase"] == "mixture"]
+        if len(started):
+            ax.axvline(started[0], color="0.6", lw=0.8, ls=":", label="mixture starts")
+        values = history[list(curves)].to_numpy(dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if len(values):  # the first epochs would flatten the rest
+            low, high = np.quantile(values, [0.08, 1.0])
+            margin = 0.05 * max(high - low, 1e-6)
+            ax.set_ylim(low - margin, high + margin)
+        ax.set(xlabel="epoch", ylabel="ELBO, nats per cell", title="Training")
+        ax.legend(loc="lower right")
+    return ax
