@@ -16,7 +16,7 @@ from pyro_scale.cli import app
 from pyro_scale.objectives import TWINS
 
 COMMANDS = typer.main.get_command(app).commands
-RESULTS = {"adata.h5ad", "scale.png", "scale.pdf", "model"}
+RESULTS = {"adata.h5ad", "specific_peaks.tsv", "scale.png", "scale.pdf", "model"}
 
 
 def call(*arguments):
@@ -205,14 +205,14 @@ def nothing(x):
 
 
 MISTAKES = {
-    "no such file": (lambda d: d / "none.h5ad", [], "none.h5ad is not a file"),
-    "a folder": (lambda d: d, [], "is not a file; give the path of an .h5ad file"),
-    "another format": (with_content("cells.csv", b"a,b"), [], "cells.csv is not an .h5ad file"),
-    "not HDF5": (with_content("cells.h5ad", b"a,b"), [], "cannot be read as an AnnData"),
-    "empty file": (with_content("cells.h5ad", b""), [], "cannot be read as an AnnData"),
+    "no such file": (lambda d: d / "none.h5ad", [], "none.h5ad does not exist"),
+    "a folder": (lambda d: d, [], "there is no matrix (*.mtx or *.mtx.gz)"),
+    "another format": (with_content("cells.xlsx", b"a,b"), [], "cells.xlsx is of no known kind"),
+    "not HDF5": (with_content("cells.h5ad", b"a,b"), [], "damaged or cut short"),
+    "empty file": (with_content("cells.h5ad", b""), [], "damaged or cut short"),
     "NaN": ("nan", [], "1 values of X are NaN or infinite (the first is nan in cell 'cell_1')"),
     "all cells empty": ("nothing", [], "none of the 60 cells has 1 open peaks"),
-    "cut": ("cut", [], "cannot be read as an AnnData"),
+    "cut": ("cut", [], "damaged or cut short"),
     "K = 0": ("file", ["-k", 0], "n_components=0 must be a whole number of at least one"),
     "too many K": ("file", ["-k", 61], "n_components=61 is more than the 60 cells"),
     "layer": ("file", ["--layer", "tpm"], "layer='tpm' is not in adata.layers"),

@@ -21,10 +21,19 @@ __all__ = ["console", "progress", "say", "show", "told"]
 console = Console()
 
 
+def _first_time(message: str, said: set[str]) -> bool:
+    """Every verb checks the cells it is given, and would say the same of them."""
+    new = message not in said
+    said.add(message)
+    return new
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Log to the terminal, and turn a user's mistake into one clear message."""
     handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    said: set[str] = set()
+    handler.addFilter(lambda record: _first_time(record.getMessage(), said))
     logger = logging.getLogger("pyro_scale")
     level = logger.level
     logger.addHandler(handler)
