@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,6 +174,7 @@ class SCALE(PeakResults):
 
         First the encoder and decoder under an N(0, I) prior, then the mixture, started from
         a clustering of the encoder's means. Trains anew each time from the present weights.
+        Ctrl-C leaves a model with the weights and the history up to then.
 
         Parameters
         ----------
@@ -195,38 +196,34 @@ class SCALE(PeakResults):
             ``kl_warmup_epochs``, ``lr``, ``decoder_precision``, ``hidden_share``,
             ``gradient_clip``, ``validation_size``, ``patience``, ``n_particles``, ``seed``.
         """
-        known = [field.name for field in fields(TrainingPlan)]
-        unknown = sorted(set(plan_kwargs) - set(known))
-        if unknown:
-            raise TypeError(
-                f"train() has no setting {', '.join(map(repr, unknown))}; the settings are "
-                f"{', '.join(known)}."
-            )
-        if max_epochs is None:
-            max_epochs = min(max(1_000_000 // self._counts.n_cells, 50), 300)
-        if self.configuration.plain:
-            # 1024 units read every peak; depth is in z, and takes large weights to decode.
-            plan_kwargs = {"lr": 1e-3, "decoder_precision": 0.0, **plan_kwargs}
-        if early_stopping:
-            plan_kwargs = {"validation_size": 0.1, **plan_kwargs}
-        plan = TrainingPlan(
+        plan = TrainingPlan.of(
+            self._counts.n_cells,
+            plain=self.configuration.plain,
             max_epochs=max_epochs,
             early_stopping=early_stopping,
             batch_size=batch_size,
             **{"seed": self.configuration.seed, **plan_kwargs},
         )
-        self.history = fit(
-            self.vae,
-            self._counts,
-            self.configuration.row,
-            plan,
-            accelerator=accelerator,
-            devices=devices,
-            progress_bar=progress_bar,
-            choose_k=self.configuration.n_components is None,
-            trainer_kwargs=trainer_kwargs,
-        )
-        self.configuration = replace(self.configuration, n_components=self.vae.n_components)
+        epochs: list[dict[str, Any]] = []
+        try:
+            fit(
+                self.vae,
+                self._counts,
+                self.configuration.row,
+                plan,
+                accelerator=accelerator,
+                devices=devices,
+                progress_bar=progress_bar,
+                choose_k=self.configuration.n_components is None,
+                trainer_kwargs=trainer_kwargs,
+                history=epochs,
+            )
+        finally:  # interrupted or not, the history is that of the weights
+            if epochs:
+                self.history = pd.DataFrame(epochs).set_index("epoch")
+            k = self.vae.n_components if epochs else self.configuration.n_components
+            if k != 1 or len(epochs) > plan.n_warmup:  # chosen
+                self.configuration = replace(self.configuration, n_components=k)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write weights (safetensors), configuration, peaks and history (JSON) to a folder.

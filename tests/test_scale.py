@@ -3,6 +3,7 @@
 import logging
 import random
 import re
+import signal
 import warnings
 
 import matplotlib as mpl
@@ -234,3 +235,33 @@ def test_a_failed_training_leaves_the_callers_process_alone_too(adata):
     with pytest.raises(RuntimeError, match="stop here"):
         train(small_scale(adata), trainer_kwargs={"callbacks": Fails()})
     assert process_state() == before
+
+
+class CtrlC(Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.current_epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("epoch", "is_trained"), [(0, False), (3, True), (8, True)])
+@pytest.mark.parametrize("n_components", [3, None])
+def test_ctrl_c_leaves_a_model_with_its_history(adata, tmp_path, epoch, is_trained, n_components):
+    """And Ctrl-C: Lightning would end the process, and be deaf to the next."""
+    model, handler = small_scale(adata, n_components), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, 10, trainer_kwargs={"callbacks": [CtrlC(epoch)]})
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert len(model.history) == epoch
+    assert model.is_trained == is_trained
+    assert not model.vae.training
+    if is_trained:
+        model.save(tmp_path / "model")
+        again = ps.SCALE.load(tmp_path / "model", adata)
+        assert len(again.history) == epoch
+        np.testing.assert_array_equal(again.get_responsibilities(), model.get_responsibilities())
+    train(model, 5)
+    assert len(model.history) == 5
+    assert model.configuration.n_components == model.vae.n_components

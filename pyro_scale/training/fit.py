@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +86,30 @@ def _quiet_and_scoped(seed: int) -> Iterator[None]:
         lightning_log.setLevel(level)
 
 
+def _is_one(devices: Any) -> bool:
+    """Whether Lightning's ``devices`` names one: 1, "1", the second as "1," or as [1]."""
+    if isinstance(devices, str):
+        *first, last = devices.split(",")
+        return devices == "1" or (len(first) == 1 and not last)
+    return devices == 1 or (isinstance(devices, (list, tuple)) and len(devices) == 1)
+
+
+@contextmanager
+def _ctrl_c_is_ctrl_c(trainer: L.Trainer) -> Iterator[None]:
+    """Lightning answers Ctrl-C by leaving Python, and ignores it from then on."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt from error
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+
+
 def _refuse_what_several_devices_cannot(row: Row, counts: Counts, choose_k: bool) -> None:
     """Processes average gradients after one backward over the same steps; not all rows do that."""
     if row.estimator in ("TraceGraph_ELBO", "RenyiELBO"):
@@ -113,6 +139,7 @@ def fit(
     progress_bar: bool = True,
     choose_k: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
+    history: list[dict[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Train ``vae`` in place.
 
@@ -135,6 +162,9 @@ def fit(
         Choose the number of components from the encoder's means, after the warm-up.
     trainer_kwargs
         Further arguments of Lightning's Trainer; callbacks are added to our own.
+    history
+        A list that every epoch is appended to as it ends, for who wants to know of an interrupted
+        run.
 
     Returns
     -------
@@ -156,7 +186,7 @@ def fit(
     given = {"devices": devices, "num_nodes": 1, **(trainer_kwargs or {})}
     if given["devices"] == "auto":
         given["devices"] = 1
-    several = given["devices"] not in (1, "1", [0]) or given["num_nodes"] != 1
+    several = not _is_one(given["devices"]) or given["num_nodes"] != 1
     if several:
         _refuse_what_several_devices_cannot(row, counts, choose_k)
         given.setdefault(
@@ -181,6 +211,7 @@ def fit(
             held_out if n_validation else None,
             choose_k=choose_k,
             several=several,
+            history=history,
         )
         callbacks = given.pop("callbacks", None) or []
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
@@ -196,15 +227,17 @@ def fit(
             "use_distributed_sampler": False,
             "limit_val_batches": 1.0 if n_validation else 0,
         }
+        trainer = L.Trainer(**options | given)
         try:
-            L.Trainer(**options | given).fit(module)
+            with _ctrl_c_is_ctrl_c(trainer):
+                trainer.fit(module)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemory(
                 f"out of memory in a minibatch of batch_size={plan.batch_size} cells x "
                 f"{counts.n_peaks} peaks; try batch_size={max(1, plan.batch_size // 2)}."
             ) from error
-        finally:  # PeakAdam's layer has its ordinary backward again
+        finally:  # a model to be asked, whose layer has its ordinary backward again
+            vae.eval()
             if vae.encoder.peaks is not None:
                 vae.encoder.peaks.deferred = None
-    vae.eval()
     return pd.DataFrame(module.history).set_index("epoch")

@@ -55,6 +55,8 @@ class TrainingModule(L.LightningModule):
         Choose the number of components when the mixture starts.
     several
         Several processes train together.
+    history
+        Where each epoch is appended; None: a new list.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class TrainingModule(L.LightningModule):
         *,
         choose_k: bool = False,
         several: bool = False,
+        history: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -77,7 +80,7 @@ class TrainingModule(L.LightningModule):
         )
         warm_vae = vae.with_prior(standard_normal_prior(vae.n_latent))
         self.warmup_objective = Objective(warm_vae, "collapsed", "Trace_ELBO")
-        self.history: list[dict[str, Any]] = []
+        self.history = [] if history is None else history
         self._sums = dict.fromkeys(_SUMS, 0.0)
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
+from typing import Any
 
 __all__ = ["TrainingPlan"]
 
@@ -58,6 +59,39 @@ class TrainingPlan:
     patience: int = 30
     n_particles: int = 1
     seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        n_cells: int,
+        *,
+        plain: bool,
+        max_epochs: int | None,
+        early_stopping: bool,
+        **settings: Any,
+    ) -> TrainingPlan:
+        """The settings for so many cells: what is given, and defaults for the rest.
+
+        Raises
+        ------
+        TypeError
+            For a setting that there is not.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(settings) - set(known)):
+            raise TypeError(
+                f"train() has no setting {', '.join(map(repr, unknown))}; the settings are "
+                f"{', '.join(known)}."
+            )
+        defaults: dict[str, Any] = {}
+        if max_epochs is None:
+            max_epochs = min(max(1_000_000 // n_cells, 50), 300)
+        if plain:
+            # 1024 units read every peak; depth is in z, and takes large weights to decode.
+            defaults |= {"lr": 1e-3, "decoder_precision": 0.0}
+        if early_stopping:
+            defaults |= {"validation_size": 0.1}
+        return cls(max_epochs=max_epochs, early_stopping=early_stopping, **defaults | settings)
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant."""
