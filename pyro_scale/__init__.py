@@ -7,14 +7,19 @@
 SCALE(60 cells x 200 peaks, K=2, D=2, collapsed by Trace_ELBO, bernoulli, untrained)
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from pyro_scale import analysis, data, pp
-from pyro_scale import plotting as pl
 from pyro_scale.comparison import compare, ladder
 from pyro_scale.data import read, simulate
 from pyro_scale.errors import DataError, ModelFileError, NotTrainedError, OutOfMemory
 from pyro_scale.scale import SCALE
+
+if TYPE_CHECKING:
+    from pyro_scale import plotting as pl
 
 __all__ = [
     "SCALE",
@@ -33,3 +38,10 @@ __all__ = [
 ]
 
 __version__ = version("pyro-scale")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """``ps.pl`` with its first use: matplotlib takes long to import."""
+    if name == "pl":
+        return import_module("pyro_scale.plotting")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

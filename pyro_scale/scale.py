@@ -17,7 +17,7 @@ from pyro_scale.errors import DataError
 from pyro_scale.original import read_original
 from pyro_scale.peak_results import PeakResults
 from pyro_scale.programs import LikelihoodName, MixtureVAE, Treatment
-from pyro_scale.training import TrainingPlan, build_vae, fit
+from pyro_scale.training import TrainingPlan, build_vae
 
 __all__ = ["SCALE"]
 
@@ -204,6 +204,8 @@ class SCALE(PeakResults):
             batch_size=batch_size,
             **{"seed": self.configuration.seed, **plan_kwargs},
         )
+        from pyro_scale.training.loop import fit  # here, because Lightning takes long to import
+
         epochs: list[dict[str, Any]] = []
         try:
             fit(

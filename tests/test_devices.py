@@ -16,7 +16,7 @@ from pyro_scale.data import as_counts, loader
 from pyro_scale.objectives import TABLE, TWINS, Objective, evaluate
 from pyro_scale.programs import Cells, Lsi, MixtureVAE
 from pyro_scale.training import TrainingModule
-from pyro_scale.training.fit import _is_one
+from pyro_scale.training.loop import _is_one
 
 SCRIPT = """
 import json, os, sys

@@ -8,12 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import (
-    adjusted_rand_score,
-    f1_score,
-    homogeneity_score,
-    normalized_mutual_info_score,
-)
 
 __all__ = ["ClusterReport", "cluster_report", "cluster_scores", "match_clusters"]
 
@@ -68,11 +62,13 @@ def cluster_scores(labels: Sequence[object], clusters: Sequence[object]) -> dict
     >>> cluster_scores(["a", "a", "b"], [1, 1, 0])["ari"]
     1.0
     """
+    from sklearn import metrics  # here, because it takes long to import
+
     labels, clusters = _pair(labels, clusters)
     return {
-        "ari": float(adjusted_rand_score(labels, clusters)),
-        "nmi": float(normalized_mutual_info_score(labels, clusters)),
-        "homogeneity": float(homogeneity_score(labels, clusters)),
+        "ari": float(metrics.adjusted_rand_score(labels, clusters)),
+        "nmi": float(metrics.normalized_mutual_info_score(labels, clusters)),
+        "homogeneity": float(metrics.homogeneity_score(labels, clusters)),
     }
 
 
@@ -115,6 +111,8 @@ def cluster_report(labels: Sequence[object], clusters: Sequence[object]) -> Clus
     a  2  0
     b  1  1
     """
+    from sklearn.metrics import f1_score
+
     labels, clusters = _pair(labels, clusters)
     matching = match_clusters(labels, clusters)
     matched = [matching[cluster] for cluster in clusters]

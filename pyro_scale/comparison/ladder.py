@@ -14,18 +14,19 @@ something. See ``derivations/``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from anndata import AnnData
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_scale.comparison.ladder_integrals import Rungs, by_monte_carlo, by_quadrature
 from pyro_scale.comparison.prepare import Comparable, prepare
-from pyro_scale.plotting import ladder as draw_ladder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Ladder", "ladder"]
 
@@ -88,7 +89,9 @@ class Ladder:
 
     def plot(self) -> Figure:
         """The gaps as stacked bars, one per cell."""
-        return draw_ladder(self._gaps())
+        from pyro_scale.plotting import ladder as draw  # matplotlib takes long to import
+
+        return draw(self._gaps())
 
 
 def ladder(

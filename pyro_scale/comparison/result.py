@@ -6,14 +6,15 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from pyro_scale.objectives import Agreement, Row
-from pyro_scale.plotting import comparison as draw_comparison
 from pyro_scale.programs import Treatment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["ComparedRow", "Comparison"]
 
@@ -136,4 +137,6 @@ class Comparison:
 
     def plot(self) -> Figure:
         """Values with errors, and gradient variance, of every supported row."""
-        return draw_comparison(self.to_frame())
+        from pyro_scale.plotting import comparison as draw  # matplotlib takes long to import
+
+        return draw(self.to_frame())

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scdataset import BlockShuffling, Streaming, scDataset
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pyro_scale.data.on_disk import OnDisk
@@ -110,6 +109,8 @@ def loader(
             "batch_size or use fewer devices."
         )
     if counts.on_disk:
+        from scdataset import BlockShuffling, Streaming, scDataset
+
         blocks = Streaming() if seed is None else BlockShuffling(_BLOCK)
         minibatches = scDataset(
             _Cells(counts),

@@ -1,10 +1,18 @@
-"""The loop (Lightning), initialisation and stopping."""
+"""The loop (Lightning), initialisation and stopping.
 
-from pyro_scale.training.fit import fit
+Lightning and scikit-learn, which take long to import, come with the first thing that needs them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pyro_scale.training.initialise import build_vae, lsi_of
-from pyro_scale.training.mixture_start import choose_n_components, components_from_means
-from pyro_scale.training.module import TrainingModule, moments
 from pyro_scale.training.plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from pyro_scale.training.loop import fit
+    from pyro_scale.training.mixture_start import choose_n_components, components_from_means
+    from pyro_scale.training.module import TrainingModule, moments
 
 __all__ = [
     "TrainingModule",
@@ -16,3 +24,17 @@ __all__ = [
     "lsi_of",
     "moments",
 ]
+
+_LATER = {
+    "TrainingModule": "module",
+    "choose_n_components": "mixture_start",
+    "components_from_means": "mixture_start",
+    "fit": "loop",
+    "moments": "module",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.preprocessing import normalize
-from sklearn.utils.extmath import randomized_svd
 
 from pyro_scale.data import Counts, sparse_cells
 from pyro_scale.programs import (
@@ -102,6 +100,9 @@ def lsi_of(
     max_cells
         Bounds time and memory.
     """
+    from sklearn.preprocessing import normalize  # here, because it takes long to import
+    from sklearn.utils.extmath import randomized_svd
+
     everything = counts
     counts = counts[at_most(max_cells, counts.n_cells, seed)]
     x = counts.read()
