@@ -1,5 +1,6 @@
-"""Every notebook runs, and its two forms say the same."""
+"""Every notebook runs, its two forms say the same, and the claims it cites exist."""
 
+import re
 from pathlib import Path
 
 import jupytext
@@ -35,3 +36,10 @@ def test_notebook_and_script_are_the_same_and_hold_no_output(source):
         (c.cell_type, c.source) for c in notebook.cells
     ], "run: jupytext --sync notebooks/*.py"
     assert all(not c.get("outputs") for c in notebook.cells)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_claims_that_a_notebook_cites_exist(source):
+    chapters = [path.read_text() for path in (FOLDER.parent / "derivations").glob("*.md")]
+    stated = set(re.findall(r"\*\*(D\d\d\.\d+)\*\*", "".join(chapters)))
+    assert set(re.findall(r"\bD\d\d\.\d+\b", source.read_text())) <= stated
