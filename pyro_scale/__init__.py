@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pyro_scale import analysis, data, pp
-from pyro_scale.comparison import compare, ladder
+from pyro_scale.comparison import agreement, compare, ladder, nuts_latent
 from pyro_scale.data import read, simulate
 from pyro_scale.errors import DataError, ModelFileError, NotTrainedError, OutOfMemory
 from pyro_scale.scale import SCALE
@@ -27,10 +27,12 @@ __all__ = [
     "ModelFileError",
     "NotTrainedError",
     "OutOfMemory",
+    "agreement",
     "analysis",
     "compare",
     "data",
     "ladder",
+    "nuts_latent",
     "pl",
     "pp",
     "read",

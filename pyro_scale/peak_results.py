@@ -12,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from pyro_scale import accessibility, groups, imputation, saving
+from pyro_scale import accessibility, datatree, groups, imputation, saving
 from pyro_scale.accessibility import Depth, Mode
 from pyro_scale.errors import DataError
 from pyro_scale.results import Results
@@ -22,6 +22,8 @@ __all__ = ["PeakResults"]
 
 class PeakResults(Results):
     """The verbs of :class:`pyro_scale.SCALE` about peaks, in the order of ``peak_names``."""
+
+    to_datatree = datatree.to_datatree  # its first argument is the model
 
     def to_anndata(
         self, adata: AnnData | None = None, *, imputed: bool = False, binary: bool = False

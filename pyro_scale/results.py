@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pyro_scale import inference
 from pyro_scale.configuration import Configuration
 from pyro_scale.data import Counts, as_counts
+from pyro_scale.datatree import pareto_k_by_cell
 from pyro_scale.errors import DataError, NotTrainedError
 from pyro_scale.programs import MixtureVAE
 
@@ -189,3 +190,30 @@ class Results:
             self.vae, counts, "importance_weighted", n_mc_samples, batch_size, seed
         )
         return pd.Series(values, index=counts.obs_names, name="importance_weighted")
+
+    def get_pareto_k(
+        self,
+        adata: AnnData | None = None,
+        *,
+        n_samples: int = 1000,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> pd.Series:
+        """How far q(z|x) of each cell can be trusted: k-hat of its importance weights.
+
+        Above 0.7, q misses some of p(z|x), and :meth:`get_marginal_ll` of that cell is not to be
+        relied on (:func:`pyro_scale.analysis.diagnostics.pareto_k`).
+
+        Parameters
+        ----------
+        adata
+            Other cells; None: the training cells.
+        n_samples
+            Draws of z per cell, at least 25; the estimate's own standard error is 0.11 to 0.15
+            at 1000.
+        batch_size, seed
+            Cells at a time; seed of the draws.
+        """
+        counts = self._trained_counts(adata)
+        values = pareto_k_by_cell(self.vae, counts, n_samples, batch_size, seed)
+        return pd.Series(values, index=counts.obs_names, name="pareto_k")

@@ -70,6 +70,18 @@ def test_beyond_two_dimensions_errors_khat_and_doubling_are_told(cells):
     assert set(rungs.summary().index) == {f"gap_{name}" for name in GAPS}
 
 
+def test_khat_is_that_of_the_largest_weights(cells):
+    """A q(z|x) that is made far too narrow has weights without a mean."""
+    model = ps.SCALE(cells, n_components=3, n_latent=4, hidden=(16,))
+    model.train(20, progress_bar=False)
+    before = ps.ladder(model, n_cells=6, n_samples=1000).to_frame()["khat"]
+    with torch.no_grad():
+        model.vae.encoder.raw_var.bias.sub_(5)
+    narrow = ps.ladder(model, n_cells=6, n_samples=1000).to_frame()["khat"]
+    assert before.median() < 0.7
+    assert narrow.median() > 0.7
+
+
 def test_figure_stacks_four_gaps_over_every_cell(model):
     figure = ps.ladder(model, n_cells=5).plot()
     assert len(figure.axes[0].patches) == 4 * 5

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from arviz_stats.base import array_stats
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
@@ -44,6 +43,8 @@ def _smoothed(log_weight_sn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
             f"{int(wrong.sum())} of {wrong.size} log weights are NaN or infinite (or all of a "
             "cell are -inf): p(x, z) or q(z|x) is not a number there."
         )
+    from arviz_stats.base import array_stats  # here, because it takes long to import
+
     smooth_sn, k_n = log_w_sn.copy(), np.full(log_w_sn.shape[1], -np.inf)
     for n, log_w_s in enumerate(log_w_sn.T):
         if np.ptp(log_w_s) < _NO_SPREAD:
@@ -167,10 +168,9 @@ def calibration(
     Examples
     --------
     >>> calibration([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1], n_bins=2).round(2)
-                  n_cells  confidence  observed  error
-    confidence
-    [0.5, 0.75)         1        0.60       0.0   0.49
-    [0.75, 1.0]         2        0.85       1.0   0.25
+                 n_cells  confidence  observed  error
+    [0.5, 0.75)        1        0.60       0.0   0.49
+    [0.75, 1]          2        0.85       1.0   0.25
     """
     q_nk, of_n = np.asarray(responsibilities_nk, np.float64), np.asarray(clusters)
     if q_nk.ndim != 2 or of_n.shape != q_nk.shape[:1] or not len(q_nk):
@@ -200,7 +200,7 @@ def calibration(
         rows.append((int(here.sum()), mean, right, error))
         names.append(f"[{edges[b]:.3g}, {edges[b + 1]:.3g}" + ("]" if b == n_bins - 1 else ")"))
     columns = ["n_cells", "confidence", "observed", "error"]
-    return pd.DataFrame(rows, columns=columns, index=pd.Index(names, name="confidence"))
+    return pd.DataFrame(rows, columns=columns, index=pd.Index(names))
 
 
 def posterior_predictive_pvalues(

@@ -1,6 +1,7 @@
 """Holding programs and closed forms side by side: the matrix, and the ladder of bounds."""
 
 from pyro_scale.comparison.compare import compare
+from pyro_scale.comparison.gold import NutsResult, agreement, nuts_latent
 from pyro_scale.comparison.ladder import Ladder, ladder
 from pyro_scale.comparison.prepare import Comparable
 from pyro_scale.comparison.result import ComparedRow, Comparison
@@ -11,7 +12,10 @@ __all__ = [
     "ComparedRow",
     "Comparison",
     "Ladder",
+    "NutsResult",
+    "agreement",
     "compare",
     "critical_z",
     "ladder",
+    "nuts_latent",
 ]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_scale.analysis.diagnostics import pareto_k
 from pyro_scale.comparison.quadrature import (
     Rule,
     converge,
@@ -222,9 +223,7 @@ def by_monte_carlo(vae: MixtureVAE, cells: Cells, n_samples: int) -> Rungs:
     # its mean is L_mf(gbar)'s part
     averaged_sn = (gamma_snk * (e_nk - gbar_nk.clamp_min(_TINY).log())).sum(-1)
     log_w_sn = log_lik_sn + m.log_p_z_mn - terms.log_q_z(z_snd, loc_nd, var_nd)
-    from arviz_stats.base import array_stats  # here, because it takes long to import
-
-    _, khat = array_stats.psislw(log_w_sn.T.numpy(), axis=-1)
+    khat = pareto_k(log_w_sn.numpy())
     common_n = log_lik_sn.mean(0) + entropy_n
 
     # Second set: the divergences.
