@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from scipy import sparse
 
 from pyro_scale.accessibility import Depth, cells_at_once, expected, is_rate
 from pyro_scale.data import Counts
+from pyro_scale.placing import place
 from pyro_scale.programs import MixtureVAE
 
 __all__ = ["StoredAs", "binary_parts", "check_size", "imputed_file"]
@@ -98,9 +98,7 @@ def imputed_file(
         finally:
             if kind == ".h5ad":
                 store.close()
-        if path.is_dir():
-            shutil.move(path, Path(temporary) / "old")
-        os.replace(new, path)
+        place(new, path, Path(temporary))
 
 
 def _check_space(path: Path, counts: Counts, itemsize: int, binary: bool) -> None:

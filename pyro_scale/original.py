@@ -89,9 +89,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # of a file that is then refused, or is in order
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file brings about
-        reason = str(error).strip().split("\n")[0]
         raise ModelFileError(
-            f"{path} cannot be read as weights alone, without running code: {reason}"
+            f"{path} cannot be read as weights alone, without running code; expected a folder that "
+            "save wrote, or a model.pt of SCALE."
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()

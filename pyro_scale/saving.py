@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +11,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 
 from pyro_scale.configuration import Configuration
 from pyro_scale.errors import ModelFileError
+from pyro_scale.placing import place
 from pyro_scale.programs import Lsi, MixtureVAE
 
 __all__ = ["SCHEMA_VERSION", "Saved", "description", "load", "save"]
@@ -78,10 +78,8 @@ def save(
         records = history.reset_index().to_dict("records")  # to_json would round
         (new / "history.json").write_text(json.dumps(records))
         weights = {name: tensor.cpu().contiguous() for name, tensor in vae.state_dict().items()}
-        save_file(weights, new / "weights.safetensors")
-        if directory.exists():
-            shutil.move(directory, Path(temporary) / "old")
-        os.replace(new, directory)
+        (new / "weights.safetensors").write_bytes(serialized(weights))
+        place(new, directory, Path(temporary))
 
 
 def load(directory: Path) -> Saved:

@@ -1,5 +1,7 @@
 """Every flag of the original's command line, under its own name, takes effect."""
 
+import sys
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ from test_cli import call
 
 import pyro_scale as ps
 from pyro_scale.cli.options import spread
+from pyro_scale.placing import place
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,8 @@ def test_flags_of_the_model(file, tmp_path, flags, name, value):
         ((), {"max_epochs": None, "batch_size": 128, "early_stopping": False}),
     ],
 )
-def test_flags_of_training(file, tmp_path, trained_with, flags, expected):
+def test_flags_of_training(file, tmp_path, trained_with, flags, expected, monkeypatch):
+    monkeypatch.setattr(sys.modules["pyro_scale.cli.run"], "_n_gpus", lambda: 3)
     run(file, tmp_path, *QUICK, *flags)
     assert {name: trained_with[name] for name in expected} == expected
 
@@ -174,7 +178,73 @@ def test_a_model_of_scale_goes_on(published, file, tmp_path, cells):
     assert "K=3, D=4" in told
 
 
+@pytest.mark.usefixtures("trained_with")
+def test_one_run_leaves_nothing_of_another(file, tmp_path):
+    run(file, tmp_path, *QUICK, "--impute")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    told, _ = run(file, tmp_path, *QUICK, "--overwrite")
+    assert "removed what an earlier run left: imputed.h5ad" in told
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"adata.h5ad", "specific_peaks.tsv", "model", "notes.txt"}
+
+
+@pytest.mark.usefixtures("trained_with")
+def test_an_input_is_never_replaced(file, tmp_path):
+    run(file, tmp_path, *QUICK)
+    out = tmp_path / "out"
+    before = (out / "adata.h5ad").read_bytes()
+    told = call("run", out / "adata.h5ad", "-o", out, "--overwrite")
+    assert told.exit_code == 1
+    assert "is an input and would be replaced; choose another -o" in told.stderr
+    assert (out / "adata.h5ad").read_bytes() == before
+
+
+def test_what_is_trained_is_not_trained_or_filtered_otherwise(file, tmp_path):
+    told = call("run", file, "-o", tmp_path / "out", "--pretrain", "m", "-k", 4, "--min_cells", 3)
+    assert told.exit_code == 1
+    words = "nothing is trained or filtered: leave out --n-components, --min-cells"
+    assert words in told.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [("--embed", "umap"), ("--cluster_method", "leiden")])
+def test_what_is_not_installed_is_told_before_the_work(file, tmp_path, monkeypatch, flags):
+    monkeypatch.setattr("pyro_scale.cli.outputs.find_spec", lambda _: None)
+    told = call("run", file, "-o", tmp_path / "out", "--embed", "none", *flags)
+    assert told.exit_code == 1
+    assert told.stderr.startswith("error: ")
+    assert 'pip install "pyro-scale[scanpy]"' in told.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(file, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    told = call("run", file, "-o", tmp_path / "taken" / "out")
+    assert told.exit_code == 1
+    assert "cannot be written to" in told.stderr
+    assert "read 60 cells" not in told.stdout
+
+
+def test_what_was_there_comes_back_if_the_new_cannot_be_placed(tmp_path, monkeypatch):
+    new, target, scratch = (tmp_path / name for name in ("new", "target", "scratch"))
+    for folder in (new, target, scratch):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+
+    def fail(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("pyro_scale.placing.os.replace", fail)
+    with pytest.raises(OSError, match="cross-device"):
+        place(new, target, scratch)
+    assert (target / "file").read_text() == "target"
+    monkeypatch.undo()
+    place(new, target, scratch)
+    assert (target / "file").read_text() == "new"
+
+
 MISTAKES = {
+    "gpu": (["--gpu", "99"], "--gpu 99: torch sees"),
     "no file": ([], "no file is given; for example: pyro-scale run cells.h5ad -k 8"),
     "embed": (["--embed", "PCA"], "--embed 'pca' is not known; choose one of umap, tsne, none"),
     "clusters": (["--cluster_method", "louvain"], "--cluster-method 'louvain' is not known"),

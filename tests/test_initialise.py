@@ -188,7 +188,7 @@ def test_epochs_follow_the_number_of_cells(monkeypatch, cells, n_cells, epochs):
     model, asked = small_scale(cells), []
     monkeypatch.setattr(type(model._counts), "n_cells", n_cells)
     monkeypatch.setattr(
-        "pyro_scale.scale.fit", lambda vae, counts, row, plan, **_: asked.append(plan)
+        "pyro_scale.training.loop.fit", lambda vae, counts, row, plan, **_: asked.append(plan)
     )
     model.train()
     assert asked[0].max_epochs == epochs

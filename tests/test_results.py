@@ -47,6 +47,20 @@ def test_results_follow_the_names_of_the_cells(adata, model):
     assert list(model.get_marginal_ll(other, n_mc_samples=1).index) == list(other.obs_names)
 
 
+def test_what_is_said_of_a_cell_does_not_depend_on_its_neighbours(adata, model):
+    """Neither draws nor clusters: other cells, another order, another batch size."""
+    some = np.random.default_rng(0).permutation(adata.n_obs)[:50]
+    for verb, options in (
+        (model.get_responsibilities, {"kind": "averaged", "n_samples": 20}),
+        (model.get_elbo, {"bound": "collapsed", "n_mc_samples": 2}),
+        (model.get_marginal_ll, {"n_mc_samples": 20}),
+        (model.get_latent_representation, {"give_mean": False}),
+    ):
+        one = np.asarray(verb(**options))[some]
+        np.testing.assert_allclose(verb(adata[some], batch_size=7, **options), one, rtol=1e-4)
+        assert np.abs(np.asarray(verb(seed=1, **options))[some] - one).max() > 1e-3
+
+
 @pytest.mark.filterwarnings("ignore:Variable names are not unique:UserWarning")
 def test_peaks_are_matched_by_name(adata, model, caplog):
     caplog.set_level(logging.INFO, logger="pyro_scale")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyro_scale as ps
 from pyro_scale.cli.compare import compare_model
 from pyro_scale.cli.options import Out, Overwrite, Seed
-from pyro_scale.cli.outputs import Outputs, refuse_existing
+from pyro_scale.cli.outputs import Outputs, claimed
 from pyro_scale.cli.terminal import console, say, told
 
 __all__ = ["demo"]
@@ -16,17 +16,16 @@ __all__ = ["demo"]
 
 def demo(output: Out = Path("scale_output"), seed: Seed = 0, overwrite: Overwrite = False) -> None:
     """Simulate cells, train on them, and compare the objectives: about two minutes."""
-    with told():
+    with told(), claimed(output, overwrite=overwrite):
         started = time.perf_counter()
         say(f"output folder {output}, seed {seed}")
-        refuse_existing(output, overwrite=overwrite)
         adata = ps.simulate(n_cells=1000, n_peaks=3000, n_clusters=5, seed=seed)
         console.print(f"simulated {adata.n_obs} cells x {adata.n_vars} peaks in 5 clusters")
         model = ps.SCALE(adata, 5, seed=seed)
         console.print(f"training {model}", highlight=False)
         model.train(max_epochs=80)
         outputs = Outputs(label="cell_type", seed=seed)
-        outputs.write(model, adata, output, overwrite=overwrite, save_model=True)
+        outputs.write(model, adata, output)
         plain = ps.SCALE(adata, 5, hidden=(256, 128), preset="plain", seed=seed)
         compare_model(plain, 48, 24, seed, output / "comparison.json", output / "comparison.png")
         say(f"done in {time.perf_counter() - started:.0f} s")

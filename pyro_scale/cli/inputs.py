@@ -60,7 +60,8 @@ def add_labels(adata: AnnData, label: str | None) -> str | None:
     if not path.is_file():
         raise DataError(
             f"--label {label!r} is not in obs; it has {', '.join(adata.obs) or 'no columns'}. A "
-            "table with a cell's name and its label in every line will do as well."
+            "table with a cell's name and its label in every line will do as well, but there is no "
+            "such file."
         )
     table = pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t", header=None, dtype=str)
     if table.shape[1] < 2:
@@ -70,7 +71,8 @@ def add_labels(adata: AnnData, label: str | None) -> str | None:
     if not found.all():
         raise DataError(
             f"{path} has no label for {int((~found).sum())} of {adata.n_obs} cells (the first is "
-            f"{adata.obs_names[~found][0]!r})."
+            f"{adata.obs_names[~found][0]!r}); every cell that the filters keep needs one."
         )
-    adata.obs["label"] = pd.Categorical(of[adata.obs_names].to_numpy())
-    return "label"
+    key = "label" if "label" not in adata.obs else "scale_label"
+    adata.obs[key] = pd.Categorical(of[adata.obs_names].to_numpy())
+    return key

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from pyro_scale.analysis import (
     specific_peaks,
 )
 from pyro_scale.cli.terminal import console, say
+from pyro_scale.placing import place
 from pyro_scale.scale import SCALE
 
-__all__ = ["CLUSTER_METHODS", "EMBEDDINGS", "Outputs", "refuse_existing"]
+__all__ = ["CLUSTER_METHODS", "EMBEDDINGS", "Outputs", "claimed"]
 
 CLUSTER_METHODS = ("mixture", "kmeans", "leiden")
 EMBEDDINGS = ("umap", "tsne", "none")
@@ -62,6 +65,10 @@ class Outputs:
             raise ValueError(
                 f"--embed {self.embedding!r} is not known; choose one of {', '.join(EMBEDDINGS)}."
             )
+        needs = {"umap": ["scanpy"], "leiden": ["scanpy", "igraph"]}
+        for chosen in (self.cluster_method, self.embedding):
+            if not all(map(find_spec, needs.get(chosen, []))):
+                raise ImportError(f'{chosen} needs scanpy: pip install "pyro-scale[scanpy]".')
         if not self.resolution > 0:
             raise ValueError(f"--resolution {self.resolution} must be above zero.")
 
@@ -89,15 +96,14 @@ class Outputs:
         return result
 
     def write(
-        self, model: SCALE, adata: AnnData, output: Path, *, overwrite: bool, save_model: bool
+        self, model: SCALE, adata: AnnData, output: Path, *, pretrain: Path | None = None
     ) -> None:
         """Everything beside its place, and then moved there; then say what there is."""
         result = self.result(model, adata)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".scale-") as temporary:
-            new = Path(temporary) / "new"
+        with tempfile.TemporaryDirectory(dir=output, prefix=".scale-") as temporary:
+            new, old = Path(temporary) / "new", Path(temporary)
             new.mkdir()
-            if save_model:
+            if pretrain is None:
                 model.save(new / "model")
             result.write_h5ad(new / "adata.h5ad", compression="gzip")
             x = model.counts(adata).read()
@@ -119,7 +125,16 @@ class Outputs:
             if self.binary:
                 model.impute(new / "imputed_binary.h5ad", adata, binary=True)
             written = {path.name for path in new.iterdir()}
-            _move(new, output, overwrite=overwrite)
+            for name in written:
+                place(new / name, output / name, old)
+            used = None if pretrain is None else pretrain.resolve()
+            stale = [
+                n for n in _found(output) if n not in written and (output / n).resolve() != used
+            ]
+            for name in stale:  # of an earlier run, which this one replaces
+                shutil.move(output / name, old / f"stale-{name}")
+        if stale:
+            say(f"removed what an earlier run left: {', '.join(stale)}")
         self._report(result)
         say(f"in {output}/:")
         for name, said in _SAID.items():
@@ -138,27 +153,54 @@ class Outputs:
         report = cluster_report(result.obs[self.label], clusters)
         scores = ", ".join(f"{name.upper()} {value:.3f}" for name, value in report.scores.items())
         console.print(f"against obs[{self.label!r}] (not used in training): {scores}", markup=False)
-        say(report.confusion.to_string())
+        of = {label: cluster for cluster, label in report.matching.items()}
+        say(report.confusion.rename(columns=lambda name: f"{name} (={of[name]})").to_string())
 
 
-def refuse_existing(output: Path, *, overwrite: bool) -> None:
-    """Before the work, and once more after it."""
+def _found(output: Path) -> list[str]:
+    return [name for name in RESULTS if (output / name).exists()]
+
+
+@contextmanager
+def claimed(output: Path, *, overwrite: bool, inputs: Sequence[str] = ()) -> Iterator[None]:
+    """A folder that can be written to, refused before the work; gone again if it fails.
+
+    Raises
+    ------
+    OSError
+        If the folder is a file, holds a result that may not be replaced, or cannot be written to.
+    ValueError
+        If an input is one of the files that would be replaced.
+    """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; choose a folder with -o.")
-    found = [name for name in RESULTS if (output / name).exists()]
-    if found and not overwrite:
+    if (found := _found(output)) and not overwrite:
         raise FileExistsError(
             f"{output} already holds a result ({', '.join(found)}); choose another folder with "
             "-o, or give --overwrite."
         )
+    for path in inputs:
+        if Path(path).resolve() in {(output / name).resolve() for name in RESULTS}:
+            raise ValueError(f"{path} is an input and would be replaced; choose another -o.")
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output, prefix=".scale-"):
+            pass
+    except OSError as error:
+        _remove(made)
+        raise OSError(
+            f"{output} cannot be written to ({error.strerror}); choose another folder with -o."
+        ) from error
+    try:
+        yield
+    except BaseException:
+        _remove(made)
+        raise
 
 
-def _move(new: Path, output: Path, *, overwrite: bool) -> None:
-    """Put each result in its place; whatever else is in the folder stays."""
-    refuse_existing(output, overwrite=overwrite)
-    output.mkdir(exist_ok=True)
-    for result in new.iterdir():
-        target = output / result.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(result, target)
+def _remove(folders: list[Path]) -> None:
+    """Those that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+import typer
 from anndata import AnnData
 from typer import Option
 
@@ -26,14 +29,22 @@ from pyro_scale.cli.options import (
     Seed,
     widths,
 )
-from pyro_scale.cli.outputs import CLUSTER_METHODS, EMBEDDINGS, Outputs, refuse_existing
+from pyro_scale.cli.outputs import CLUSTER_METHODS, EMBEDDINGS, Outputs, claimed
 from pyro_scale.cli.terminal import console, say, told
 from pyro_scale.programs import FORMULATIONS
 
 __all__ = ["run"]
 
 
+_OF_TRAINING = (
+    *("n_components", "n_latent", "hidden", "decoder_hidden", "formulation", "likelihood"),
+    *("preset", "max_epochs", "max_iter", "batch_size", "lr", "weight_decay", "early_stopping"),
+    *("gpu", "min_peaks", "max_peaks", "min_cells", "max_cells", "n_peaks"),
+)
+
+
 def run(
+    context: typer.Context,
     files: Files = None,
     data_list: Annotated[
         list[str] | None, Option("-d", "--data-list", help="A further file, as SCALE takes them.")
@@ -146,10 +157,10 @@ def run(
 
     Example: pyro-scale run cells.h5ad -k 8 -o result
     """
-    with told():
+    paths = [*(data_list or []), *(files or [])]
+    with told(), claimed(output, overwrite=overwrite, inputs=paths):
         started = time.perf_counter()
         say(f"output folder {output}, seed {seed}")
-        refuse_existing(output, overwrite=overwrite)
         default = "umap" if importlib.util.find_spec("scanpy") else "tsne"
         outputs = Outputs(
             cluster_method.lower(),
@@ -159,11 +170,11 @@ def run(
             binary,
             seed=seed,
         )
-        paths = [*(data_list or []), *(files or [])]
         adata = read_cells(paths, peaks=peaks, batch_key=batch_key, join=join)
-        outputs = Outputs(**{**vars(outputs), "label": add_labels(adata, label)})
         if pretrain is not None:
+            _refuse_without_effect(context)
             model, adata = _pretrained(pretrain, adata, layer)
+            outputs = replace(outputs, label=add_labels(adata, label))
         else:
             adata = filtered(
                 adata,
@@ -174,6 +185,7 @@ def run(
                 max_cells=max_cells,
                 n_peaks=n_peaks,
             )
+            outputs = replace(outputs, label=add_labels(adata, label))
             model = ps.SCALE(
                 adata,
                 n_components,
@@ -197,8 +209,21 @@ def run(
             model.train(early_stopping=early_stopping, **settings)
             if verbose:
                 console.print(model.history.to_string(), markup=False, highlight=False)
-        outputs.write(model, adata, output, overwrite=overwrite, save_model=pretrain is None)
+        outputs.write(model, adata, output, pretrain=pretrain)
         say(f"done in {time.perf_counter() - started:.0f} s")
+
+
+def _refuse_without_effect(context: typer.Context) -> None:
+    """A trained model is what it is, and is asked of every cell that is not empty."""
+    sources = {name: context.get_parameter_source(name) for name in _OF_TRAINING}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"with --pretrain nothing is trained or filtered: leave out {flags}.")
+
+
+def _n_gpus() -> int:
+    return torch.cuda.device_count()
 
 
 def _settings(
@@ -222,6 +247,11 @@ def _settings(
         settings["lr"] = lr
     if weight_decay is not None:
         settings["decoder_precision"] = weight_decay * n_cells
+    if gpu is not None and gpu >= (n := _n_gpus()):
+        raise ValueError(
+            f"--gpu {gpu}: torch sees {n} GPUs, numbered from 0; leave it out, or give -1 for the "
+            "CPU."
+        )
     if gpu is not None:
         settings["accelerator"] = "cpu" if gpu < 0 else "gpu"
         settings["devices"] = 1 if gpu < 0 else f"{gpu},"

@@ -40,7 +40,7 @@ def told() -> Iterator[None]:
     logger.setLevel(logging.INFO)
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
     finally:

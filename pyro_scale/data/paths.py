@@ -95,7 +95,7 @@ def readable(path: Path, kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except (DataError, ImportError, MemoryError):
+    except (DataError, ImportError, MemoryError, PermissionError):
         raise
     except Exception as error:
         cause = " ".join(str(error).split()) or "no cause was given"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from pyro_scale.data.on_disk import OnDisk, as_csr
+from pyro_scale.data.tables import looks_like_peaks
 from pyro_scale.errors import DataError
 
 __all__ = ["Counts", "as_counts", "batch_names"]
@@ -115,6 +116,7 @@ def as_counts(
         )
     x = _to_csr(_choose(adata, layer))
     _check_names(adata)
+    _check_sides(adata)
     depth, open_p = np.zeros(adata.n_obs, dtype=np.float32), np.zeros(adata.n_vars, dtype=np.int64)
     n_above = 0
     for cells, part in _chunks(x):
@@ -233,6 +235,16 @@ def _check_names(adata: AnnData) -> None:
                 f"{len(repeated)} {what} names are repeated (the first is {repeated[0]!r}); "
                 f"call adata.{mend}() first."
             )
+
+
+def _check_sides(adata: AnnData) -> None:
+    """Regions of a genome name peaks, and not cells."""
+    cells, peaks = adata.obs_names[:100].astype(str), adata.var_names[:100].astype(str)
+    if looks_like_peaks(cells) and not looks_like_peaks(peaks):
+        raise DataError(
+            f"the cells are named like regions of a genome (the first is {cells[0]!r}) and the "
+            f"peaks are not ({peaks[0]!r}): turn cells and peaks round with adata.T."
+        )
 
 
 def _check_values(x: sparse.csr_matrix, obs_names: pd.Index, where: str) -> None:

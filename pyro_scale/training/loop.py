@@ -18,6 +18,7 @@ import pyro
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyro_scale.data import Counts
 from pyro_scale.errors import OutOfMemory
@@ -227,7 +228,12 @@ def fit(
             "use_distributed_sampler": False,
             "limit_val_batches": 1.0 if n_validation else 0,
         }
-        trainer = L.Trainer(**options | given)
+        try:
+            trainer = L.Trainer(**options | given)
+        except MisconfigurationException as error:
+            raise ValueError(
+                f"accelerator={accelerator!r}, devices={devices!r} cannot be had here: {error}"
+            ) from error
         try:
             with _ctrl_c_is_ctrl_c(trainer):
                 trainer.fit(module)
