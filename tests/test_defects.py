@@ -2,7 +2,7 @@
 
 The numbers are those of the project's inventory of them (C1 to C27). Shown elsewhere: C3, C16, C18
 (test_specificity, test_peak_results), C19 (test_original), C9 to C12 and C14 (test_read), C5 and C7
-(test_data), C21, C22 and C24 (test_cli).
+(test_data), C22 and C24 (test_cli_run); the rest in test_defects_interface.
 """
 
 import subprocess
