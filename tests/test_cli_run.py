@@ -179,6 +179,27 @@ def test_a_model_of_scale_goes_on(published, file, tmp_path, cells):
 
 
 @pytest.mark.usefixtures("trained_with")
+def test_cells_without_a_label_are_not_scored(cells, tmp_path):
+    some = cells.copy()
+    some.obs["cell_type"] = some.obs["cell_type"].where(np.arange(60) >= 7)
+    some.write_h5ad(tmp_path / "cells.h5ad")
+    told, _ = run(tmp_path / "cells.h5ad", tmp_path, *QUICK, "--label", "cell_type")
+    assert "7 cells without a label are left out" in told
+    assert "nan" not in told
+
+
+@pytest.mark.usefixtures("trained_with")
+def test_a_model_with_batches_says_what_it_needs(file, tmp_path, cells):
+    some = cells.copy()
+    some.obs["donor"] = ["a", "b"] * 30
+    some.write_h5ad(tmp_path / "cells.h5ad")
+    run(tmp_path / "cells.h5ad", tmp_path, *QUICK, "--batch-key", "donor")
+    told = call("run", file, "-o", tmp_path / "new", "--pretrain", tmp_path / "out" / "model")
+    assert told.exit_code == 1
+    assert "the cells need a column obs['donor'] with one of a, b" in told.stderr
+
+
+@pytest.mark.usefixtures("trained_with")
 def test_one_run_leaves_nothing_of_another(file, tmp_path):
     run(file, tmp_path, *QUICK, "--impute")
     (tmp_path / "out" / "notes.txt").write_text("mine")

@@ -1,6 +1,6 @@
-"""Defects of the published SCALE's interface, shown on it: C11, C13, C17, C20 to C22, C24, C25, C27.
+"""Defects of the published SCALE's interface, shown on it: C11, C13, C17, C20, C21, C25, C27.
 
-And what happens here instead. C4 (a deprecated name that still works) and C26 (dead links) need none.
+And what happens here instead. C4 (deprecated, and works) and C26 (dead links) need no test.
 """
 
 import os

@@ -150,7 +150,13 @@ class Outputs:
         )
         if self.label is None:
             return
-        report = cluster_report(result.obs[self.label], clusters)
+        known = result.obs[self.label].notna().to_numpy()
+        if not known.any():
+            say(f"no cell has a label in obs[{self.label!r}]: there is nothing to score.")
+            return
+        if not known.all():
+            say(f"{int((~known).sum())} cells without a label are left out of the scores.")
+        report = cluster_report(result.obs[self.label][known], clusters[known])
         scores = ", ".join(f"{name.upper()} {value:.3f}" for name, value in report.scores.items())
         console.print(f"against obs[{self.label!r}] (not used in training): {scores}", markup=False)
         of = {label: cluster for cluster, label in report.matching.items()}

@@ -264,7 +264,13 @@ def _pretrained(path: Path, adata: AnnData, layer: str | None) -> tuple[ps.SCALE
         adata = pp.filter_cells(adata, min_peaks=1, layer=layer)
         model = ps.SCALE.from_original(path, adata, layer=layer)
     else:
-        names = saving.load(path).peak_names
+        saved = saving.load(path)
+        names, batch_key = saved.peak_names, saved.configuration.batch_key
+        if batch_key is not None and batch_key not in adata.obs:
+            raise ValueError(
+                f"{path} was trained with --batch-key {batch_key}: the cells need a column "
+                f"obs[{batch_key!r}] with one of {', '.join(saved.configuration.batches or ())}."
+            )
         adata = pp.filter_cells(pp.match_peaks(adata, names), min_peaks=1, layer=layer)
         model = ps.SCALE.load(path, adata)
     console.print(f"not trained, read from {path}: {model}", highlight=False, markup=False)
