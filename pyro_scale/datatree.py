@@ -1,4 +1,4 @@
-"""What a trained model says, as draws: an ArviZ DataTree, and the weights behind k-hat."""
+"""What a trained model says, as draws: an ArviZ DataTree."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_scale.accessibility import cells_at_once, is_rate
-from pyro_scale.analysis.diagnostics import pareto_k
 from pyro_scale.configuration import Configuration
-from pyro_scale.data import Counts, loader, sparse_cells
+from pyro_scale.data import Counts, sparse_cells
 from pyro_scale.errors import NotTrainedError
-from pyro_scale.objectives import TWINS, evaluate
+from pyro_scale.inference import log_weights
 from pyro_scale.programs import Cells, MixtureVAE
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
-__all__ = ["Exportable", "draws_of_q", "pareto_k_by_cell", "to_datatree"]
-
-_AT_ONCE = 4096  # cells x draws
+__all__ = ["Exportable", "draws_of_q", "to_datatree"]
 
 
 class Exportable(Protocol):
@@ -86,32 +83,6 @@ def draws_of_q(
     q_c_snk = log_q_c.exp()
     c = torch.multinomial(q_c_snk.reshape(-1, q_c_snk.shape[-1]), 1, generator=generator)
     return Draws(z_snd, q_c_snk, c.view(n_samples, -1))
-
-
-def log_weights(vae: MixtureVAE, cells: Cells, z_snd: Tensor) -> Tensor:
-    """log p(x, z) - log q(z|x), c summed out, at draws of z: shape ``(s, n)``, in nats."""
-    moments = vae.encoder(cells)
-    parts = z_snd.split(max(1, _AT_ONCE // cells.n_cells))
-    return torch.cat(
-        [TWINS["collapsed"](evaluate(vae, cells, z, moments=moments), None) for z in parts]
-    )
-
-
-def pareto_k_by_cell(
-    vae: MixtureVAE, counts: Counts, n_samples: int, batch_size: int, seed: int
-) -> NDArray[np.float64]:
-    """k-hat of the importance weights of q(z|x), some cells at a time: shape ``(n,)``."""
-    head = vae.encoder.loc.weight
-    generator = torch.Generator(head.device).manual_seed(seed)
-    vae.eval()
-    parts = []
-    for batch in loader(counts, batch_size):
-        with torch.inference_mode():
-            cells = batch.to(head)
-            loc_nd, var_nd = vae.encoder(cells)
-            z_snd = _normal(loc_nd, var_nd, n_samples, generator)
-            parts.append(pareto_k(log_weights(vae, cells, z_snd).cpu().numpy()))
-    return np.concatenate(parts)
 
 
 def _predict(
@@ -249,7 +220,7 @@ def to_datatree(
         z_snd, q_c_snk, c_sn = draws_of_q(
             vae, cells, model.configuration.formulation, n_samples, generator
         )
-        log_weight_sn = log_weights(vae, cells, z_snd)
+        log_weight_sn = log_weights(vae, cells, z_snd, vae.encoder(cells))
         predicted = _predict(vae, counts, z_snd, peaks, generator) if predictive else {}
     data: dict[str, dict[str, Any]] = {
         "posterior": {"z": z_snd, "c": c_sn, "q_c": q_c_snk},

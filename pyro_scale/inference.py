@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_scale.analysis import diagnostics
 from pyro_scale.data import Counts, loader
 from pyro_scale.objectives import TWINS, evaluate
 from pyro_scale.programs import Cells, MixtureVAE
 
-__all__ = ["Kind", "bound", "latent", "own_kind", "responsibilities"]
+__all__ = ["Kind", "bound", "latent", "log_weights", "own_kind", "pareto_k", "responsibilities"]
 
 _AT_ONCE = 4096  # cells x draws
 
@@ -122,21 +123,47 @@ def bound(
         raise ValueError(f"n_mc_samples={n_samples} must be at least one.")
 
     def one(cells: Cells, normal: _Normal) -> Tensor:
-        loc_nd, var_nd = vae.encoder(cells)
+        moments = loc_nd, var_nd = vae.encoder(cells)
         z_snd = normal.draw(loc_nd, var_nd, n_samples)
-        log_q_c_nk = vae.log_q_c(cells) if name == "amortized" else None
-        at_once = max(1, _AT_ONCE // cells.n_cells)
-        parts = []
-        for start in range(0, n_samples, at_once):
-            part_snd = z_snd[start : start + at_once]
-            at = evaluate(vae, cells, part_snd)
-            if name == "importance_weighted":
-                parts.append(TWINS["collapsed"](at, None))
-            else:
-                parts.append(TWINS[twin](at, log_q_c_nk).expand(len(part_snd), -1))
-        values_sn = torch.cat(parts)
         if name == "importance_weighted":
-            return values_sn.logsumexp(0) - np.log(n_samples)
-        return values_sn.mean(0)
+            log_w_sn = log_weights(vae, cells, z_snd, moments)
+            return log_w_sn.logsumexp(0) - np.log(n_samples)
+        log_q_c_nk = vae.log_q_c(cells) if name == "amortized" else None
+        return _twin(vae, cells, z_snd, moments, twin, log_q_c_nk).mean(0)
+
+    return _map(vae, counts, batch_size, seed, one)
+
+
+def _twin(
+    vae: MixtureVAE,
+    cells: Cells,
+    z_snd: Tensor,
+    moments: tuple[Tensor, Tensor],
+    name: str,
+    log_q_c_nk: Tensor | None = None,
+) -> Tensor:
+    """A closed form at every draw, some draws at a time: shape ``(s, n)``."""
+    parts = z_snd.split(max(1, _AT_ONCE // cells.n_cells))
+    values = (TWINS[name](evaluate(vae, cells, z, moments=moments), log_q_c_nk) for z in parts)
+    return torch.cat([v.expand(len(z), -1) for v, z in zip(values, parts, strict=True)])
+
+
+def log_weights(
+    vae: MixtureVAE, cells: Cells, z_snd: Tensor, moments: tuple[Tensor, Tensor]
+) -> Tensor:
+    """log p(x, z) - log q(z|x), c summed out, at draws of z: shape ``(s, n)``, in nats."""
+    return _twin(vae, cells, z_snd, moments, "collapsed")
+
+
+def pareto_k(
+    vae: MixtureVAE, counts: Counts, n_samples: int, batch_size: int, seed: int
+) -> NDArray[np.float32]:
+    """k-hat of the importance weights of q(z|x), shape ``(n,)``."""
+
+    def one(cells: Cells, normal: _Normal) -> Tensor:
+        moments = loc_nd, var_nd = vae.encoder(cells)
+        z_snd = normal.draw(loc_nd, var_nd, n_samples)
+        log_w_sn = log_weights(vae, cells, z_snd, moments)
+        return torch.from_numpy(diagnostics.pareto_k(log_w_sn.cpu().numpy()))
 
     return _map(vae, counts, batch_size, seed, one)

@@ -12,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from pyro_scale import accessibility, datatree, groups, imputation, saving
+from pyro_scale import accessibility, datatree, groups, imputation, inference, saving
 from pyro_scale.accessibility import Depth, Mode
 from pyro_scale.errors import DataError
 from pyro_scale.results import Results
@@ -53,9 +53,10 @@ class PeakResults(Results):
             result = adata.to_memory() if adata.isbacked else adata.copy()
         if (imputed or binary) and not result.var_names.equals(self.peak_names):
             result = result[:, self.peak_names].copy()  # layers have the model's peaks
-        result.obsm["X_scale"] = self.get_latent_representation(adata)
-        result.obsm["scale_responsibilities"] = self.get_responsibilities(adata)
-        result.obs["scale_cluster"] = self.get_cluster_assignments(adata)
+        q_c_nk = self._responsibilities(counts)
+        result.obsm["X_scale"] = inference.latent(self.vae, counts, True, 512, 0)
+        result.obsm["scale_responsibilities"] = q_c_nk
+        result.obs["scale_cluster"] = self._clusters(counts, q_c_nk)
         result.uns["scale"] = saving.description(self.configuration)
         if imputed:
             imputation.check_size(counts.n_cells, counts.n_peaks, "the imputed layer")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pyro_scale import inference
 from pyro_scale.configuration import Configuration
 from pyro_scale.data import Counts, as_counts
-from pyro_scale.datatree import pareto_k_by_cell
 from pyro_scale.errors import DataError, NotTrainedError
 from pyro_scale.programs import MixtureVAE
 
@@ -128,6 +127,16 @@ class Results:
             Cells at a time.
         """
         counts = self._trained_counts(adata)
+        return self._responsibilities(counts, kind, n_samples, batch_size, seed)
+
+    def _responsibilities(
+        self,
+        counts: Counts,
+        kind: inference.Kind | None = None,
+        n_samples: int = 100,
+        batch_size: int = 512,
+        seed: int = 0,
+    ) -> NDArray[np.float32]:
         kind = kind or inference.own_kind(self.configuration.formulation)
         return inference.responsibilities(self.vae, counts, kind, n_samples, batch_size, seed)
 
@@ -138,9 +147,11 @@ class Results:
         arguments are those of :meth:`get_responsibilities`.
         """
         counts = self._trained_counts(adata)
-        codes = self.get_responsibilities(adata, **kwargs).argmax(1)
-        names = [str(k) for k in range(self.vae.n_components)]
-        clusters = pd.Categorical([names[code] for code in codes], categories=names)
+        return self._clusters(counts, self._responsibilities(counts, **kwargs))
+
+    def _clusters(self, counts: Counts, q_c_nk: NDArray[np.float32]) -> pd.Series:
+        names = pd.Index([str(k) for k in range(self.vae.n_components)])
+        clusters = pd.Categorical(names[q_c_nk.argmax(1)], categories=names)
         return pd.Series(clusters, index=counts.obs_names, name="scale_cluster")
 
     def get_elbo(
@@ -215,5 +226,5 @@ class Results:
             Cells at a time; seed of the draws.
         """
         counts = self._trained_counts(adata)
-        values = pareto_k_by_cell(self.vae, counts, n_samples, batch_size, seed)
+        values = inference.pareto_k(self.vae, counts, n_samples, batch_size, seed)
         return pd.Series(values, index=counts.obs_names, name="pareto_k")

@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from figures import a_result, state_of_matplotlib
 
 import pyro_scale as ps
 
@@ -87,3 +88,16 @@ def published():
     yield package
     for module in [m for m in sys.modules if m == "scale" or m.startswith("scale.")]:
         del sys.modules[module]
+
+
+@pytest.fixture
+def result():
+    """What a model gives, without a model."""
+    return a_result()
+
+
+@pytest.fixture
+def matplotlib_is_left_alone():
+    before = state_of_matplotlib()
+    yield
+    assert state_of_matplotlib() == before

@@ -244,11 +244,6 @@ def test_filters_look_at_the_layer_they_are_given(counts):
         ps.pp.filter_peaks(counts)
 
 
-def test_cells_and_peaks_in_each_others_place_are_refused(counts):
-    with pytest.raises(ps.DataError, match=r"named like regions of a genome.*adata\.T"):
-        as_counts(counts.T.copy())
-
-
 def numbered(n):
     """As many cells; the only count of each is its number, from one."""
     x = np.arange(1, n + 1, dtype=np.float32)[:, None]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from figures import K, N, a_result, legend, points, state_of_matplotlib
+from figures import K, N, legend, points
 from matplotlib.colors import to_hex, to_rgba
 from scipy import sparse
 from scipy.stats import entropy
@@ -12,17 +12,7 @@ from scipy.stats import entropy
 import pyro_scale as ps
 from pyro_scale.plotting import CATEGORIES
 
-
-@pytest.fixture
-def result():
-    return a_result()
-
-
-@pytest.fixture(autouse=True)
-def matplotlib_is_left_alone():
-    before = state_of_matplotlib()
-    yield
-    assert state_of_matplotlib() == before
+pytestmark = pytest.mark.usefixtures("matplotlib_is_left_alone")
 
 
 def test_embedding_has_every_cell_in_its_categorys_colour(result):

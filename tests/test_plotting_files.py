@@ -6,23 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figures import a_result, state_of_matplotlib
 from matplotlib.figure import Figure
 
 import pyro_scale as ps
 from pyro_scale.plotting.cells import stratified
 
-
-@pytest.fixture
-def result():
-    return a_result()
-
-
-@pytest.fixture(autouse=True)
-def matplotlib_is_left_alone():
-    before = state_of_matplotlib()
-    yield
-    assert state_of_matplotlib() == before
+pytestmark = pytest.mark.usefixtures("matplotlib_is_left_alone")
 
 
 ONE_AXES = {

@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from figures import K, N, a_result, state_of_matplotlib
+from figures import K, N
 from matplotlib.colors import to_hex
 from scipy import sparse
 
@@ -17,16 +17,7 @@ from pyro_scale.plotting.cells import stratified
 PEAKS = ["peak7", "peak0", "peak3"]
 
 
-@pytest.fixture
-def result():
-    return a_result()
-
-
-@pytest.fixture(autouse=True)
-def matplotlib_is_left_alone():
-    before = state_of_matplotlib()
-    yield
-    assert state_of_matplotlib() == before
+pytestmark = pytest.mark.usefixtures("matplotlib_is_left_alone")
 
 
 def images(figure):

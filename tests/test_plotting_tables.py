@@ -3,23 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from figures import N, a_result, state_of_matplotlib
+from figures import N
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import f_oneway
 
 import pyro_scale as ps
 
-
-@pytest.fixture
-def result():
-    return a_result()
-
-
-@pytest.fixture(autouse=True)
-def matplotlib_is_left_alone():
-    before = state_of_matplotlib()
-    yield
-    assert state_of_matplotlib() == before
+pytestmark = pytest.mark.usefixtures("matplotlib_is_left_alone")
 
 
 def ticks(axes):

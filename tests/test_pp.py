@@ -144,3 +144,8 @@ def test_on_disk_is_read_and_never_changed(counts, tmp_path):
     assert isinstance(kept.X, sparse.csr_matrix)
     assert pd.Index(kept.var_names).equals(ps.pp.select_variable_peaks(counts, 30).var_names)
     disk.file.close()
+
+
+def test_cells_and_peaks_in_each_others_place_are_refused(counts):
+    with pytest.raises(ps.DataError, match=r"named like regions of a genome.*adata\.T"):
+        ps.SCALE(counts.T.copy(), 3)

@@ -55,9 +55,11 @@ def test_what_is_said_of_a_cell_does_not_depend_on_its_neighbours(adata, model):
         (model.get_elbo, {"bound": "collapsed", "n_mc_samples": 2}),
         (model.get_marginal_ll, {"n_mc_samples": 20}),
         (model.get_latent_representation, {"give_mean": False}),
+        (model.get_pareto_k, {"n_samples": 50}),
     ):
         one = np.asarray(verb(**options))[some]
-        np.testing.assert_allclose(verb(adata[some], batch_size=7, **options), one, rtol=1e-4)
+        other = verb(adata[some], batch_size=7, **options)
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
         assert np.abs(np.asarray(verb(seed=1, **options))[some] - one).max() > 1e-3
 
 

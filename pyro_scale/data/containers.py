@@ -157,5 +157,5 @@ def _check_csr_on_disk(x: Any, path: Path) -> None:
         raise DataError(
             f"backed=True reads cells by the rows of a CSR matrix, and X of {path} is "
             f"{actual}; leave out backed=True, or write it once as CSR: "
-            "pyro_scale.data.read(path).write_h5ad(new_path)."
+            "pyro_scale.read(path).write_h5ad(new_path)."
         )
