@@ -143,7 +143,7 @@ def test_out_of_memory_names_a_batch_size(cells, monkeypatch):
     with pytest.raises(ps.OutOfMemory, match="try batch_size=16") as raised:
         model.train(2, batch_size=32, progress_bar=False)
     assert isinstance(raised.value, MemoryError)
-    assert model.vae.encoder.peaks.deferred is None
+    assert model.vae.encoder.peaks.product is None
 
 
 @pytest.mark.parametrize(

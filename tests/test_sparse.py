@@ -15,7 +15,7 @@ from pyro_scale.objectives import TABLE, Objective, collapsed, evaluate
 from pyro_scale.programs import Cells, over_peaks
 from pyro_scale.programs import sparse as ops
 from pyro_scale.programs.networks import PeakLinear
-from pyro_scale.training import lsi_of, peak_adam
+from pyro_scale.training import lsi_of
 
 
 def to_sparse(cells: Cells) -> Cells:
@@ -126,43 +126,12 @@ def test_an_empty_cell_and_a_silent_peak_are_zeros():
     torch.testing.assert_close(layer.weight_ph.grad, expected)
 
 
-@pytest.mark.parametrize("rows", [1024, 3])
-@pytest.mark.parametrize("clip", [1e6, 0.5])
-def test_adam_by_blocks_is_adam(monkeypatch, rows, clip):
-    """Two uses in one step, as in SCALE's auxiliary program; clipped by its norm or not."""
-    monkeypatch.setattr(peak_adam, "_ROWS", rows)
-    blocks, whole = PeakLinear(11, 4).double(), PeakLinear(11, 4).double()
-    whole.load_state_dict(blocks.state_dict())
-    ours = peak_adam.PeakAdam(blocks, lr=0.1)
-    theirs = torch.optim.Adam([whole.weight_ph], lr=0.1)
-    for step in range(5):
-        x, y = (
-            ops.from_scipy(sp.random_array((6, 11), density=0.3, format="csr", rng=step + seed))
-            for seed in (0, 100)
-        )
-        for layer in (blocks, whole):
-            layer.zero_grad()
-            (layer(x).square().sum() + layer(y).pow(3).sum()).backward()
-        norm = torch.nn.utils.clip_grad_norm_([whole.weight_ph], clip)
-        assert blocks.weight_ph.grad is None
-        torch.testing.assert_close(ours.norm(), norm)
-        ours.step(scale=min(1.0, float(clip / (norm + 1e-6))))
-        theirs.step()
-        torch.testing.assert_close(blocks.weight_ph, whole.weight_ph, rtol=1e-9, atol=1e-12)
-        ours.zero_grad()
-    ours.step()
-    torch.testing.assert_close(blocks.weight_ph, whole.weight_ph, rtol=1e-9, atol=1e-12)
-    saved = ours.state_dict()["state"][0]
-    assert float(saved["step"]) == 5
-    torch.testing.assert_close(saved["exp_avg"], theirs.state[whole.weight_ph]["exp_avg"])
-
-
 def test_training_leaves_the_layer_that_reads_the_peaks_as_it_was(cells):
     model = small_scale(cells, preset="plain")
     before = model.vae.encoder.peaks.weight_ph.detach().clone()
     model.train(2, progress_bar=False)
     assert not torch.equal(model.vae.encoder.peaks.weight_ph, before)
-    assert model.vae.encoder.peaks.deferred is None
+    assert model.vae.encoder.peaks.product is None
 
 
 def test_minibatches_are_sparse_and_hold_nothing_of_peaks_times_cells(cells):

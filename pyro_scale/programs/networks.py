@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import pyro.distributions as dist
@@ -60,11 +60,12 @@ class PeakLinear(nn.Module):
         layer = linear(n_peaks, n_hidden)
         self.weight_ph = nn.Parameter(layer.weight.detach().T.contiguous())
         self.bias_h = layer.bias
-        self.deferred: list[tuple[Tensor, Tensor]] | None = None  # an optimiser's, see matmul
+        self.product: Callable[[Tensor], Tensor] | None = None  # an optimiser's, while it trains
 
     def forward(self, x_np: Tensor) -> Tensor:
         """Shape ``(n, h)``, for sparse or dense accessibility."""
-        return matmul(x_np, self.weight_ph, self.deferred) + self.bias_h
+        product_nh = self.product(x_np) if self.product else matmul(x_np, self.weight_ph)
+        return product_nh + self.bias_h
 
 
 class Lsi(nn.Module):

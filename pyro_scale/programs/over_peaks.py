@@ -60,6 +60,27 @@ class _Blocks:
         self.h_nr, self.w_rp, self.b_p, self.shift_n = h_nr, w_rp, b_p, shift_n
         self.step = max(1, _BLOCK.get(h_nr.device.type, 2**18) // max(1, len(h_nr)))
 
+    @property
+    def compiled(self) -> bool:
+        """Whether there are kernels for these: in single precision on the CPU."""
+        return self.h_nr.device.type == "cpu" and self.h_nr.dtype == torch.float32
+
+    def arrays(self, less_n: Tensor | None = None) -> tuple[Any, ...]:
+        """The same memory, for the kernels; ``less_n`` is taken off each cell's logits."""
+        shift_n = torch.zeros(len(self.h_nr)) if self.shift_n is None else self.shift_n
+        shift_n = shift_n if less_n is None else shift_n - less_n
+        parts = (self.h_nr, self.w_rp, self.b_p, shift_n)
+        return tuple(part.detach().contiguous().numpy() for part in parts)
+
+    def gradients_by(
+        self, kernel: Callable[..., tuple[Any, ...]], grad_n: Tensor, less_n: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """What a kernel says the gradients in h, w, b and shift are."""
+        slopes = kernel(*self.arrays(less_n), grad_n.contiguous().numpy())
+        grad_nr, grad_rp, grad_p, grad_shift_n = map(torch.from_numpy, slopes)
+        shift = None if self.shift_n is None else grad_shift_n.to(grad_n)
+        return grad_nr.to(grad_n), grad_rp.T.contiguous(), grad_p, shift
+
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(self.b_p), self.step):
             peaks = slice(start, start + self.step)
@@ -86,15 +107,23 @@ class _SoftplusOverPeaks(torch.autograd.Function):
     def forward(
         ctx: Any, h_nr: Tensor, w_pr: Tensor, b_p: Tensor, shift_n: Tensor | None
     ) -> Tensor:
-        ctx.blocks = _Blocks(h_nr, w_pr.T.contiguous(), b_p, shift_n)
+        ctx.blocks = blocks = _Blocks(h_nr, w_pr.T.contiguous(), b_p, shift_n)
+        if blocks.compiled:
+            from pyro_scale.kernels.over_peaks import softplus_sums
+
+            return torch.from_numpy(softplus_sums(*blocks.arrays())).to(h_nr)
         total_n = h_nr.new_zeros(len(h_nr))
-        for _, eta_np in ctx.blocks:
+        for _, eta_np in blocks:
             total_n += F.softplus(eta_np).sum(-1)
         return total_n
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.blocks.compiled:
+            from pyro_scale.kernels.over_peaks import softplus_gradients
+
+            return ctx.blocks.gradients_by(softplus_gradients, grad_n)
         grad_n1 = grad_n.unsqueeze(-1)
         return ctx.blocks.gradients(lambda eta_np: eta_np.sigmoid_().mul_(grad_n1))
 
@@ -104,9 +133,14 @@ class _LogsumexpOverPeaks(torch.autograd.Function):
     def forward(
         ctx: Any, h_nr: Tensor, w_pr: Tensor, b_p: Tensor, shift_n: Tensor | None
     ) -> Tensor:
-        ctx.blocks = _Blocks(h_nr, w_pr.T.contiguous(), b_p, shift_n)
+        ctx.blocks = blocks = _Blocks(h_nr, w_pr.T.contiguous(), b_p, shift_n)
+        if blocks.compiled:
+            from pyro_scale.kernels.over_peaks import exp_sums
+
+            ctx.total_n = torch.from_numpy(exp_sums(*blocks.arrays())).to(h_nr)
+            return ctx.total_n.clone()
         total_n = h_nr.new_full((len(h_nr),), -torch.inf)
-        for _, eta_np in ctx.blocks:
+        for _, eta_np in blocks:
             total_n = torch.logaddexp(total_n, eta_np.logsumexp(-1))
         ctx.total_n = total_n.clone()
         return total_n
@@ -114,6 +148,10 @@ class _LogsumexpOverPeaks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.blocks.compiled:
+            from pyro_scale.kernels.over_peaks import exp_gradients
+
+            return ctx.blocks.gradients_by(exp_gradients, grad_n, ctx.total_n)
         total_n1, grad_n1 = ctx.total_n.unsqueeze(-1), grad_n.unsqueeze(-1)
         return ctx.blocks.gradients(lambda eta_np: eta_np.sub_(total_n1).exp_().mul_(grad_n1))
 

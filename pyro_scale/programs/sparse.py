@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
 __all__ = [
-    "Columns",
     "dispatched",
     "from_scipy",
     "is_sparse",
@@ -107,78 +106,28 @@ def _product(x_np: Tensor, weight_ph: Tensor) -> Tensor:
     return _bags(blocks, weight_ph).view(n_blocks, n, -1).sum(0)
 
 
-class Columns(NamedTuple):
-    """x by peaks: which cells have them open. For products with x^T, on the CPU.
-
-    Attributes
-    ----------
-    start_p, cell, value
-        Where each peak's entries start, shape ``(p + 1,)``; their cells and values.
-    n_cells
-        n.
-    """
-
-    start_p: Tensor
-    cell: Tensor
-    value: Tensor
-    n_cells: int
-
-    @classmethod
-    def of(cls, x: sparse.csr_matrix) -> Columns:
-        """The columns of a matrix of cells x peaks."""
-        csc = x.tocsc()
-        start_p, cell, value = map(torch.from_numpy, (csc.indptr, csc.indices, csc.data))
-        return cls(start_p, cell, value, x.shape[0])
-
-    def take(self, first: int, n_peaks: int) -> Columns:
-        """Some of the peaks."""
-        start_p = self.start_p[first : first + n_peaks + 1]
-        entries = slice(int(start_p[0]), int(start_p[-1]))
-        return Columns(start_p - start_p[0], self.cell[entries], self.value[entries], self.n_cells)
-
-    def product(self, grad_nh: Tensor, out_ph: Tensor | None = None) -> Tensor:
-        """x^T g, into ``out_ph`` if given, shape ``(p, h)``.
-
-        Into memory that is there: the pages of a fresh tensor cost more than the product.
-        """
-        n_peaks, value = len(self.start_p) - 1, self.value.to(grad_nh)
-        if not torch.backends.mkl.is_available():
-            start_p, cell = self.start_p[:-1], self.cell.to(self.start_p.dtype)
-            product = F.embedding_bag(cell, grad_nh, start_p, mode="sum", per_sample_weights=value)
-            return product if out_ph is None else out_ph.copy_(product)
-        x_pn = torch.sparse_csr_tensor(self.start_p, self.cell, value, (n_peaks, self.n_cells))
-        if out_ph is None:
-            out_ph = grad_nh.new_empty(n_peaks, grad_nh.shape[1])
-        return torch.addmm(out_ph, x_pn, grad_nh, beta=0, out=out_ph)
-
-
 class _Matmul(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x_np: Tensor, weight_ph: Tensor, deferred: list[tuple[Tensor, Tensor]] | None
-    ) -> Tensor:
-        ctx.x_np, ctx.deferred = x_np, deferred
+    def forward(ctx: Any, x_np: Tensor, weight_ph: Tensor) -> Tensor:
+        ctx.x_np = x_np
         return _product(x_np, weight_ph)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_nh: Tensor) -> tuple[None, Tensor | None, None]:
-        if ctx.deferred is not None:
-            ctx.deferred.append((ctx.x_np, grad_nh))
-            return None, None, None
+    def backward(ctx: Any, grad_nh: Tensor) -> tuple[None, Tensor | None]:
         if ctx.x_np.device.type == "cpu":
-            columns = Columns.of(to_scipy(ctx.x_np))
-            return None, columns.product(grad_nh.contiguous()), None
+            from pyro_scale.kernels.peak_rows import transposed_product
+
+            x = to_scipy(ctx.x_np)
+            return None, torch.from_numpy(transposed_product(x, grad_nh.contiguous().numpy()))
         csc = ctx.x_np.to_sparse_csc()
         x_pn = torch.sparse_csr_tensor(
             csc.ccol_indices(), csc.row_indices(), csc.values(), ctx.x_np.shape[::-1]
         )
-        return None, torch.sparse.mm(x_pn, grad_nh), None
+        return None, torch.sparse.mm(x_pn, grad_nh)
 
 
-def matmul(
-    x_np: Tensor, weight_ph: Tensor, deferred: list[tuple[Tensor, Tensor]] | None = None
-) -> Tensor:
+def matmul(x_np: Tensor, weight_ph: Tensor) -> Tensor:
     """x_np @ weight_ph for sparse or dense x, differentiable in the weights.
 
     Parameters
@@ -187,13 +136,10 @@ def matmul(
         Accessibility, shape ``(n, p)``.
     weight_ph
         Shape ``(p, h)``.
-    deferred
-        If given, the backward of a sparse product puts x and the gradient of the result here, for
-        an optimiser that multiplies them itself, and leaves the weights without a gradient.
     """
     if has_torch_function((x_np, weight_ph)):  # Pyro's tensors that know where they come from
-        return dispatched(matmul, x_np, weight_ph, deferred)
+        return dispatched(matmul, x_np, weight_ph)
     if not is_sparse(x_np):
         return x_np @ weight_ph
-    result: Tensor = _Matmul.apply(x_np, weight_ph, deferred)
+    result: Tensor = _Matmul.apply(x_np, weight_ph)
     return result

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyro_scale.data import Counts
 from pyro_scale.errors import OutOfMemory
+from pyro_scale.kernels.parallel import kernels_have_the_threads
 from pyro_scale.objectives import Row
 from pyro_scale.programs import MixtureVAE
 from pyro_scale.training.module import TrainingModule
@@ -63,7 +64,7 @@ class _StopAtBest(EarlyStopping):
 
 @contextmanager
 def _quiet_and_scoped(seed: int) -> Iterator[None]:
-    """The caller's random state, validation flag and log levels come back afterwards."""
+    """The caller's random state, validation flag, threads and log levels come back afterwards."""
     lightning_log = logging.getLogger("lightning.pytorch")
     level = lightning_log.level
     cuda = list(range(torch.cuda.device_count()))
@@ -72,6 +73,7 @@ def _quiet_and_scoped(seed: int) -> Iterator[None]:
             torch.random.fork_rng(devices=cuda),
             pyro.validation_enabled(False),
             warnings.catch_warnings(),
+            kernels_have_the_threads(),
         ):
             lightning_log.setLevel(logging.WARNING)
             # Minibatches are one CSR slice each: worker processes cost more than they save.
@@ -244,6 +246,5 @@ def fit(
             ) from error
         finally:  # a model to be asked, whose layer has its ordinary backward again
             vae.eval()
-            if vae.encoder.peaks is not None:
-                vae.encoder.peaks.deferred = None
+            module.release()
     return pd.DataFrame(module.history).set_index("epoch")

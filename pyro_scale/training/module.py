@@ -82,6 +82,7 @@ class TrainingModule(L.LightningModule):
         self.warmup_objective = Objective(warm_vae, "collapsed", "Trace_ELBO")
         self.history = [] if history is None else history
         self._sums = dict.fromkeys(_SUMS, 0.0)
+        self._peak_adam: PeakAdam | None = None
 
     @property
     def warming_up(self) -> bool:
@@ -104,7 +105,8 @@ class TrainingModule(L.LightningModule):
         layer = self.vae.encoder.peaks
         alone = not self.several  # PeakAdam's gradients are not sent to other processes
         if layer is not None and layer.weight_ph.device.type == "cpu" and alone:
-            peak_adam = [PeakAdam(layer, self.plan.lr)]
+            self._peak_adam = PeakAdam(layer, self.plan.lr)
+            peak_adam = [self._peak_adam]
             apart.add(id(layer.weight_ph))
         groups: list[dict[str, Any]] = [
             {
@@ -115,6 +117,11 @@ class TrainingModule(L.LightningModule):
         ]
         return [torch.optim.Adam(groups, lr=self.plan.lr, weight_decay=0.0, fused=True), *peak_adam]
 
+    def release(self) -> None:
+        """Leave a layer as it was found, with the weights that training gave it."""
+        if self._peak_adam is not None:
+            self._peak_adam.release()
+
     def on_train_epoch_start(self) -> None:
         """Start the mixture from the encoder's means when the warm-up is over."""
         self._sums = dict.fromkeys(_SUMS, 0.0)
@@ -122,8 +129,9 @@ class TrainingModule(L.LightningModule):
             loc_nd, var_nd = moments(self.vae, self.counts)
             if self.choose_k:
                 self.vae.prior.resize(choose_n_components(loc_nd, self.plan.seed))
-                optimizer = self._optimizers()[0]
-                optimizer.optimizer.add_param_group({"params": [*self.vae.prior.parameters()]})
+                self._optimizer.optimizer.add_param_group(
+                    {"params": [*self.vae.prior.parameters()]}
+                )
             start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.plan.seed)
             self.vae.prior.set_components(*self.trainer.strategy.broadcast(start))
 
@@ -155,9 +163,10 @@ class TrainingModule(L.LightningModule):
 
         Several processes average their gradients: each divides by its fair share of the cells.
         """
-        optimizer, *peak_adam = self._optimizers()
-        for each in (optimizer, *peak_adam):
-            each.zero_grad()
+        optimizer, peak_adam = self._optimizer, self._peak_adam
+        optimizer.zero_grad()
+        if peak_adam is not None:
+            peak_adam.zero_grad()
         if self.plan.hidden_share > 0:
             cells = cells.hide(self.plan.hidden_share, rescale=self.vae.encoder.lsi is None)
         share = self._total(cells.n_cells) / self.trainer.world_size
@@ -167,29 +176,32 @@ class TrainingModule(L.LightningModule):
             divide_by=share,
             backward=self.manual_backward,
         )
-        scale = self._clip([each.optimizer for each in peak_adam])
+        scale = self._clip()
         optimizer.step()
-        for each in peak_adam:
-            each.optimizer.step(scale=scale)  # not Lightning's step, which would count it as one
+        if peak_adam is not None:
+            peak_adam.step(scale=scale)  # not by Lightning, which would count it as a second step
         self._sums["loss"] += loss * share
         self._sums["cells"] += cells.n_cells
 
-    def _clip(self, peak_adam: list[PeakAdam]) -> float:
+    def _clip(self) -> float:
         """Scale gradients down to a norm of at most ``gradient_clip``; the scale.
 
         Pascanu et al. 2013, arXiv:1211.5063. Gradients that are not longer are not touched.
         """
         held = [p for p in self.vae.parameters() if p.grad is not None]
-        norms = [torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])]
-        norm = torch.stack([*norms, *(each.norm().to(norms[0]) for each in peak_adam)]).norm()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
+        if self._peak_adam is not None:
+            norm = torch.hypot(norm, self._peak_adam.norm().to(norm))
         if not norm > self.plan.gradient_clip:
             return 1.0
         torch.nn.utils.clip_grads_with_norm_(held, self.plan.gradient_clip, norm)
         return float(self.plan.gradient_clip / (norm + 1e-6))
 
-    def _optimizers(self) -> list[Any]:
+    @property
+    def _optimizer(self) -> Any:
+        """The one that Lightning counts the steps of."""
         optimizers: Any = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
+        return optimizers[0] if isinstance(optimizers, list) else optimizers
 
     def validation_step(self, cells: Cells, batch: int) -> None:
         """The bound of held-out cells, at full KL weight.
@@ -208,6 +220,8 @@ class TrainingModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Append this epoch to the history."""
+        if self._peak_adam is not None:
+            self._peak_adam.settle()
         elbo = self._mean("")
         epoch = {
             "epoch": self.current_epoch,

@@ -1,0 +1,157 @@
+"""What Numba compiles says what torch says: Adam on open peaks, sums over all peaks."""
+
+import numba.core.caching
+import numpy as np
+import pytest
+import torch
+from scipy import sparse as sp
+
+from pyro_scale.kernels import parallel
+from pyro_scale.kernels.compiling import compiled
+from pyro_scale.programs import over_peaks
+from pyro_scale.programs import sparse as ops
+from pyro_scale.programs.networks import PeakLinear
+from pyro_scale.training.peak_adam import PeakAdam
+
+
+@pytest.mark.parametrize("clip", [1e6, 0.5])
+@pytest.mark.parametrize("density", [0.3, 0.02])
+@pytest.mark.parametrize("settled", [None, 7])
+def test_adam_on_open_peaks_alone_is_adam(density, clip, settled):
+    """Two uses in one step, as in SCALE's auxiliary program; clipped by its norm or not.
+
+    At 2 % most rows are closed for many steps; where epsilon is nothing, nothing differs.
+    """
+    few, whole = PeakLinear(40, 4).double(), PeakLinear(40, 4).double()
+    whole.load_state_dict(few.state_dict())
+    ours = PeakAdam(few, lr=0.1, eps=1e-30)
+    theirs = torch.optim.Adam([whole.weight_ph], lr=0.1, eps=1e-30)
+    for step in range(30):
+        x, y = (
+            ops.from_scipy(sp.random_array((6, 40), density=density, format="csr", rng=step + seed))
+            for seed in (0, 100)
+        )
+        torch.testing.assert_close(few(x), whole(x), rtol=1e-9, atol=1e-12)
+        ours.zero_grad()
+        theirs.zero_grad()
+        for layer in (few, whole):
+            (layer(x).square().sum() + layer(y).pow(3).sum()).backward()
+        norm = torch.nn.utils.clip_grad_norm_([whole.weight_ph], clip)
+        assert few.weight_ph.grad is None
+        torch.testing.assert_close(ours.norm(), norm, check_dtype=False)
+        ours.step(scale=min(1.0, float(clip / (norm + 1e-6))))
+        theirs.step()
+        if settled and step % settled == 0:
+            ours.settle()
+            torch.testing.assert_close(few.weight_ph, whole.weight_ph, rtol=1e-9, atol=1e-12)
+    assert density > 0.1 or not torch.allclose(few.weight_ph, whole.weight_ph)  # still owed
+    state = few.state_dict()  # which pays
+    torch.testing.assert_close(state["weight_ph"], whole.weight_ph.detach(), rtol=1e-9, atol=1e-12)
+    saved, theirs_saved = ours.state_dict()["state"][0], theirs.state[whole.weight_ph]
+    assert float(saved["step"]) == 30
+    for moment in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(saved[moment], theirs_saved[moment], rtol=1e-9, atol=1e-25)
+    ours.release()
+    assert few.product is None
+    few.state_dict()
+
+
+def test_adam_on_open_peaks_keeps_to_adam_in_single_precision_for_many_steps():
+    """With the usual epsilon; and a learning rate that is changed on the way."""
+    few, whole = PeakLinear(60, 8), PeakLinear(60, 8)
+    whole.load_state_dict(few.state_dict())
+    ours, theirs = PeakAdam(few, lr=1e-2), torch.optim.Adam([whole.weight_ph], lr=1e-2)
+    for step in range(600):
+        if step == 300:
+            for each in (ours, theirs):
+                each.param_groups[0]["lr"] = 3e-3
+        x = sp.random_array((4, 60), density=0.02, format="csr", rng=step, dtype=np.float32)
+        for layer, adam in ((few, ours), (whole, theirs)):
+            adam.zero_grad()
+            (layer(ops.from_scipy(x)) - 1).square().mean().backward()
+            adam.step()
+    ours.settle()
+    torch.testing.assert_close(few.weight_ph, whole.weight_ph, rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_without_a_use_changes_nothing_and_dense_cells_are_refused():
+    layer = PeakLinear(5, 3)
+    before = layer.weight_ph.detach().clone()
+    adam = PeakAdam(layer)
+    adam.step()
+    assert float(adam.norm()) == 0
+    assert torch.equal(layer.weight_ph, before)
+    with pytest.raises(TypeError, match="sparse"):
+        layer(torch.ones(2, 5))
+
+
+def test_what_kernels_do_does_not_depend_on_the_number_of_threads(cells):
+    weights = []
+    threads = torch.get_num_threads()
+    try:
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            layer = PeakLinear(cells.n_vars, 16)
+            torch.manual_seed(0)
+            torch.nn.init.normal_(layer.weight_ph)
+            adam = PeakAdam(layer)
+            x = ops.from_scipy(cells.X[:20].astype(np.float32))
+            layer(x).square().sum().backward()
+            adam.step()
+            weights.append(layer.weight_ph.detach().clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 700, 3), (7, 1300, 10)])
+@pytest.mark.parametrize(
+    "function", [over_peaks.softplus_over_peaks, over_peaks.logsumexp_over_peaks]
+)
+def test_sums_over_peaks_in_single_precision(shape, function):
+    """Kernels against torch in double precision, for logits from -90 to 90."""
+    n, p, r = shape
+    torch.manual_seed(0)
+    parts = [torch.randn(n, r), torch.randn(p, r), 30 * torch.randn(p), 5 * torch.randn(n)]
+    largest = float(over_peaks.Logits(*parts).dense().abs().max())
+    grad_n, found = torch.randn(n), {}
+    for dtype in (torch.float32, torch.float64):
+        given = [part.clone().to(dtype).requires_grad_() for part in parts]
+        total_n = function(over_peaks.Logits(*given))
+        total_n.backward(grad_n.to(dtype))
+        found[dtype] = [total_n.detach(), *(part.grad for part in given)]
+    for single, double in zip(*found.values(), strict=True):
+        error, scale = 2**-23 * largest, float(double.abs().max())  # of a rounded logit, in exp
+        torch.testing.assert_close(single.double(), double, rtol=error, atol=error * scale)
+
+
+def test_softplus_of_what_is_not_finite():
+    for bad, expected in ((torch.nan, torch.nan), (torch.inf, torch.inf), (-torch.inf, 0.0)):
+        eta = over_peaks.Logits(torch.ones(1, 1), torch.zeros(3, 1), torch.full((3,), bad))
+        got = over_peaks.softplus_over_peaks(eta)
+        torch.testing.assert_close(
+            got, torch.tensor([expected]), equal_nan=True, atol=1e-30, rtol=0
+        )
+
+
+def test_kernels_compile_where_nothing_can_be_written(monkeypatch):
+    def double(x):
+        return 2 * x
+
+    assert compiled(set())(double)(3) == 6
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+    assert compiled(set())(double)(3) == 6
+
+
+def test_what_a_kernel_raises_is_raised_and_threads_come_back():
+    def fails(i):
+        if i == 5:
+            raise ZeroDivisionError("in part 5")
+
+    before = torch.get_num_threads()
+    with parallel.kernels_have_the_threads():
+        assert torch.get_num_threads() == 1
+        with pytest.raises(ZeroDivisionError, match="part 5"):
+            parallel.in_parallel(fails, [(i,) for i in range(8)])
+    assert torch.get_num_threads() == before
+    assert parallel._kernel_threads == 0
