@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 from pyro_scale import analysis, data, pp
 from pyro_scale.comparison import agreement, compare, ladder, nuts_latent
 from pyro_scale.data import read, simulate
-from pyro_scale.errors import DataError, ModelFileError, NotTrainedError, OutOfMemory
+from pyro_scale.errors import (
+    CheckpointError,
+    DataError,
+    ModelFileError,
+    NonFiniteError,
+    NotTrainedError,
+    OutOfMemory,
+)
+from pyro_scale.objectives import register
 from pyro_scale.scale import SCALE
 
 if TYPE_CHECKING:
@@ -23,8 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCALE",
+    "CheckpointError",
     "DataError",
     "ModelFileError",
+    "NonFiniteError",
     "NotTrainedError",
     "OutOfMemory",
     "agreement",
@@ -36,6 +46,7 @@ __all__ = [
     "pl",
     "pp",
     "read",
+    "register",
     "simulate",
 ]
 

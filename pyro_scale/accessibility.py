@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_scale.checks import check_choice
 from pyro_scale.data import Counts, sparse_cells
 from pyro_scale.programs import Cells, MixtureVAE, PoissonLikelihood
 
@@ -54,8 +55,7 @@ def cells_at_once(n_peaks: int) -> int:
 
 def expected(vae: MixtureVAE, counts: Counts, depth: Depth) -> Iterator[NDArray[np.float32]]:
     """E[x|z] at the mean of q(z|x), some cells at a time, each part ``(n, p)``, in order."""
-    if depth not in get_args(Depth):
-        raise ValueError(f"depth={depth!r} is not known; choose 'observed' or 'typical'.")
+    check_choice("depth", depth, get_args(Depth))
     head, typical = vae.encoder.loc.weight, float(counts.depth.mean())
     size = cells_at_once(counts.n_peaks)
     vae.eval()

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import asdict, dataclass
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pyro_scale.objectives import Row, find_row
 from pyro_scale.programs import LikelihoodName, PosteriorVariance, Treatment
 
 __all__ = ["Configuration"]
+
+Preset = Literal["default", "plain"]
+
+_CHOICES = {
+    "preset": get_args(Preset),
+    "likelihood": get_args(LikelihoodName),
+    "posterior_variance": get_args(PosteriorVariance),
+}
+_WIDEST = 2**20  # units of a layer, dimensions, components: more are not meant
+_DEEPEST = 100  # layers
 
 
 def _whole(value: object) -> bool:
@@ -26,7 +37,7 @@ class Configuration:
     estimator: str | None = None
     c: Treatment | None = None
     likelihood: LikelihoodName = "bernoulli"
-    preset: Literal["default", "plain"] = "default"
+    preset: Preset = "default"
     hidden: tuple[int, ...] | None = None
     decoder_hidden: tuple[int, ...] = ()
     n_lsi: int = 50
@@ -38,46 +49,72 @@ class Configuration:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.preset not in ("default", "plain"):
-            raise ValueError(f"preset={self.preset!r} is not known; choose 'default' or 'plain'.")
+        self._check_words()
         if self.hidden is None:
             object.__setattr__(self, "hidden", (1024, 128) if self.plain else (128,))
         for name in ("n_components", "n_latent", "n_lsi"):
             value = getattr(self, name)
             if name == "n_components" and value is None:
                 continue
-            if not _whole(value) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least one.")
+            if not _whole(value) or not 1 <= value <= _WIDEST:
+                raise ValueError(
+                    f"{name}={reprlib.repr(value)} must be a whole number of at least one, "
+                    f"and at most {_WIDEST}."
+                )
             object.__setattr__(self, name, int(value))  # numpy's integers are not JSON
         for name in ("hidden", "decoder_hidden"):
             widths = getattr(self, name)
             if not isinstance(widths, (tuple, list)) or not all(
-                _whole(width) and width >= 1 for width in widths
+                _whole(width) and 1 <= width <= _WIDEST for width in widths
             ):
                 raise ValueError(
-                    f"{name}={widths!r} must be a tuple of widths of at least one, such as (64,)."
+                    f"{name}={reprlib.repr(widths)} must be a tuple of widths of at least one and "
+                    f"at most {_WIDEST}, such as (64,)."
                 )
+            if len(widths) > _DEEPEST:
+                raise ValueError(f"{name} has {len(widths)} layers; at most {_DEEPEST} are built.")
             object.__setattr__(self, name, tuple(int(width) for width in widths))
-        if self.batches is not None:
-            object.__setattr__(self, "batches", tuple(self.batches))  # a list in JSON
         if not _whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed!r} must be a whole number from 0 to 2**32 - 1.")
+            raise ValueError(
+                f"seed={reprlib.repr(self.seed)} must be a whole number from 0 to 2**32 - 1."
+            )
         object.__setattr__(self, "seed", int(self.seed))
-        if self.posterior_variance not in ("softplus", "exp"):
-            raise ValueError(
-                f"posterior_variance={self.posterior_variance!r} is not known; choose 'softplus' "
-                "or 'exp'."
-            )
-        if self.likelihood not in ("bernoulli", "poisson"):
-            raise ValueError(
-                f"likelihood={self.likelihood!r} is not known; choose 'bernoulli' or 'poisson'."
-            )
         row = self.row
         if self.n_components is None and row.formulation == "amortized":
             raise ValueError(
                 "formulation='amortized' has a classifier of n_components classes: give "
                 "n_components, None is for the other formulations."
             )
+
+    def _check_words(self) -> None:
+        """Types of all that is said in words, and the choices among which it is."""
+        for name in ("formulation", "likelihood", "preset", "posterior_variance"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}={reprlib.repr(getattr(self, name))} must be a string.")
+        for name in ("estimator", "c", "layer", "batch_key"):
+            if not isinstance(getattr(self, name), str | None):
+                raise TypeError(
+                    f"{name}={reprlib.repr(getattr(self, name))} must be a string, or None."
+                )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name}={reprlib.repr(getattr(self, name))} is not known; choose "
+                    f"{' or '.join(map(repr, choices))}."
+                )
+        if self.batches is None:
+            return
+        if (
+            not isinstance(self.batches, (tuple, list))
+            or not all(isinstance(batch, str) for batch in self.batches)
+            or not 0 < len(self.batches) == len(set(self.batches))
+        ):
+            raise TypeError(
+                f"batches={reprlib.repr(self.batches)} must be names of batches that differ."
+            )
+        if self.batch_key is None:
+            raise ValueError("batches are named, and no batch_key says where they are.")
+        object.__setattr__(self, "batches", tuple(self.batches))  # a list in JSON
 
     @property
     def row(self) -> Row:

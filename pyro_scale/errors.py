@@ -1,6 +1,17 @@
 """The errors a user can cause, by name. Each is also one of Python's."""
 
-__all__ = ["DataError", "ModelFileError", "NotTrainedError", "OutOfMemory"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "ModelFileError",
+    "NonFiniteError",
+    "NotTrainedError",
+    "OutOfMemory",
+]
+
+
+class CheckpointError(ValueError):
+    """Training cannot go on from a checkpoint; the message says why."""
 
 
 class DataError(ValueError):
@@ -11,9 +22,13 @@ class ModelFileError(ValueError):
     """A saved model cannot be loaded; the message says why."""
 
 
+class NonFiniteError(ArithmeticError):
+    """The loss or its gradient is no longer a number; the message says where and what to try."""
+
+
 class NotTrainedError(ValueError):
     """A result was asked of a model before ``train()``."""
 
 
 class OutOfMemory(MemoryError):  # noqa: N818 - as torch names it
-    """A device has too little memory for a minibatch; the message names a smaller one."""
+    """There is too little memory for a minibatch, or for a file; the message says what to do."""

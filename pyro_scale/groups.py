@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_scale.checks import check_array, check_labels
 from pyro_scale.data import Counts
 from pyro_scale.errors import DataError
 
@@ -33,12 +35,18 @@ def by_name(
     """Each of ``group1`` (None: every group) with ``group2`` (None: all other cells)."""
     values = _values(counts, adata, groupby)
     known = sorted(set(values.tolist()))
+    if not isinstance(group2, str | None):
+        raise TypeError(f"group2={reprlib.repr(group2)} must be the name of a group.")
+    if group1 is not None and not isinstance(group1, str):
+        group1 = check_labels("group1", group1).tolist()
     firsts = known if group1 is None else [group1] if isinstance(group1, str) else list(group1)
     for name in [*firsts, *([] if group2 is None else [group2])]:
         if name not in known:
             raise DataError(f"group {name!r} has no cells; the groups are {', '.join(known)}.")
     if len(known) < 2:
         raise DataError(f"all cells are in group {known[0]!r}: there are no others to compare.")
+    if not firsts:
+        raise DataError(f"group1 names no group; the groups are {', '.join(known)}.")
     if group2 is None:
         return [Pair(values == name, values != name, (name, "rest")) for name in firsts]
     if set(firsts) == {group2}:
@@ -59,7 +67,7 @@ def _values(
                 f"{columns or 'none'}); give adata, or one entry per cell."
             )
         groupby = adata.obs[groupby].to_numpy()
-    values = np.asarray([str(value) for value in groupby])
+    values = check_labels("groupby", groupby).astype(str).to_numpy(dtype=str)
     if len(values) != counts.n_cells:
         raise DataError(f"{len(values)} groups for {counts.n_cells} cells: expected one each.")
     return values
@@ -75,7 +83,7 @@ def by_position(counts: Counts, idx1: ArrayLike, idx2: ArrayLike | None) -> Pair
 
 
 def _mask(counts: Counts, which: ArrayLike, name: str) -> NDArray[np.bool_]:
-    array = np.asarray(which)
+    array = check_array(name, which)
     mask = np.zeros(counts.n_cells, dtype=bool)
     if array.dtype == bool and array.shape == mask.shape:
         mask = array.copy()

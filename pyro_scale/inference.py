@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_scale.analysis import diagnostics
+from pyro_scale.checks import check_choice, check_flag, check_seed, check_whole
 from pyro_scale.data import Counts, loader
 from pyro_scale.objectives import TWINS, evaluate
 from pyro_scale.programs import Cells, MixtureVAE
@@ -20,6 +21,7 @@ from pyro_scale.programs import Cells, MixtureVAE
 __all__ = ["Kind", "bound", "latent", "log_weights", "own_kind", "pareto_k", "responsibilities"]
 
 _AT_ONCE = 4096  # cells x draws
+_MOST_DRAWS = 10**6  # per cell: they are held at once
 
 Kind = Literal["averaged", "optimal", "at_mean", "amortized"]
 """Which q(c|x)."""
@@ -59,6 +61,8 @@ def _map(
     function: Callable[[Cells, _Normal], Tensor],
 ) -> NDArray[np.float32]:
     """Apply a function to minibatches, in order, each with the draws of its cells."""
+    check_whole("batch_size", batch_size)
+    check_seed(seed)
     head = vae.encoder.loc.weight
     parts: list[Tensor] = []
     start = 0
@@ -75,6 +79,7 @@ def latent(
     vae: MixtureVAE, counts: Counts, give_mean: bool, batch_size: int, seed: int
 ) -> NDArray[np.float32]:
     """The mean of q(z|x), or one draw of it, shape ``(n, d)``."""
+    check_flag("give_mean", give_mean)
 
     def one(cells: Cells, normal: _Normal) -> Tensor:
         loc_nd, var_nd = vae.encoder(cells)
@@ -87,11 +92,8 @@ def responsibilities(
     vae: MixtureVAE, counts: Counts, kind: Kind, n_samples: int, batch_size: int, seed: int
 ) -> NDArray[np.float32]:
     """One of the q(c|x), shape ``(n, k)``, rows summing to one."""
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind={kind!r} is not known; choose one of {', '.join(get_args(Kind))}.")
-
-    if n_samples < 1:
-        raise ValueError(f"n_samples={n_samples} must be at least one.")
+    check_choice("kind", kind, get_args(Kind))
+    check_whole("n_samples", n_samples, most=_MOST_DRAWS)
 
     def one(cells: Cells, normal: _Normal) -> Tensor:
         if kind == "amortized":
@@ -114,13 +116,9 @@ def bound(
 
     The importance-weighted bound takes its draws together.
     """
-    twin = "mean_field" if name == "amortized" else name
-    if twin not in TWINS:
-        raise ValueError(
-            f"bound={name!r} is not known; choose one of amortized, {', '.join(TWINS)}."
-        )
-    if n_samples < 1:
-        raise ValueError(f"n_mc_samples={n_samples} must be at least one.")
+    twin = "mean_field" if isinstance(name, str) and name == "amortized" else name
+    check_choice("bound", twin, ["amortized", *TWINS])
+    check_whole("n_mc_samples", n_samples, most=_MOST_DRAWS)
 
     def one(cells: Cells, normal: _Normal) -> Tensor:
         moments = loc_nd, var_nd = vae.encoder(cells)
@@ -159,6 +157,7 @@ def pareto_k(
     vae: MixtureVAE, counts: Counts, n_samples: int, batch_size: int, seed: int
 ) -> NDArray[np.float32]:
     """k-hat of the importance weights of q(z|x), shape ``(n,)``."""
+    check_whole("n_samples", n_samples, least=diagnostics.FEWEST_DRAWS, most=_MOST_DRAWS)
 
     def one(cells: Cells, normal: _Normal) -> Tensor:
         moments = loc_nd, var_nd = vae.encoder(cells)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -42,25 +43,28 @@ def read_original(path: Path) -> tuple[Configuration, MixtureVAE]:
     linear = _layers(state, path)
     means_kd, var_kd, pi_k = state["mu_c"].T, state["var_c"].T, state["pi"]
     encoder, decoder = linear["encoder"], linear["decoder"]
-    n_peaks = encoder[0][0].shape[1] if encoder else state["encoder.sample.mu.weight"].shape[1]
-    configuration = Configuration(
-        n_components=len(pi_k),
-        n_latent=means_kd.shape[1],
-        preset="plain",
-        hidden=tuple(weight.shape[0] for weight, _ in encoder),
-        decoder_hidden=tuple(weight.shape[0] for weight, _ in decoder),
-        posterior_variance="exp",
-    )
-    with torch.random.fork_rng(devices=[]):
-        vae = MixtureVAE(
-            n_peaks,
-            len(pi_k),
-            configuration.n_latent,
-            hidden=configuration.hidden or (),
-            decoder_hidden=configuration.decoder_hidden,
+    first_weight = encoder[0][0] if encoder else state["encoder.sample.mu.weight"]
+    try:
+        configuration = Configuration(
+            n_components=len(pi_k),
+            n_latent=means_kd.shape[1],
+            preset="plain",
+            hidden=tuple(weight.shape[0] for weight, _ in encoder),
+            decoder_hidden=tuple(weight.shape[0] for weight, _ in decoder),
             posterior_variance="exp",
         )
-    ours = {"prior." + name: value for name, value in vae.prior.state_dict().items()}
+        with torch.device("meta"):  # shapes alone: what they ask for is made when they fit
+            vae = MixtureVAE(
+                first_weight.shape[1],
+                len(pi_k),
+                configuration.n_latent,
+                hidden=configuration.hidden or (),
+                decoder_hidden=configuration.decoder_hidden,
+                posterior_variance="exp",
+            )
+    except (ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{path}: the shapes are no model's: {error}") from error
+    ours = {f"prior.{name}": torch.empty(w.shape) for name, w in vae.prior.state_dict().items()}
     layers = {"encoder": "encoder.trunk", "decoder": "likelihood.hidden"}
     for part, pairs in linear.items():
         for i, (weight, bias) in enumerate(pairs):
@@ -74,7 +78,7 @@ def read_original(path: Path) -> tuple[Configuration, MixtureVAE]:
         for kind in ("weight", "bias"):
             ours[f"{name}.{kind}"] = state[f"{theirs}.{kind}"]
     try:
-        vae.load_state_dict(ours)
+        vae.load_state_dict(ours, assign=True)
         _set_prior(vae, pi_k, means_kd, var_kd)
     except RuntimeError as error:
         raise ModelFileError(f"{path}: the shapes do not fit each other: {error}") from error
@@ -84,6 +88,7 @@ def read_original(path: Path) -> tuple[Configuration, MixtureVAE]:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected a model.pt that SCALE wrote.")
+    _refuse_compressed(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file that is then refused, or is in order
@@ -94,9 +99,16 @@ def _read(path: Path) -> dict[str, Tensor]:
             "save wrote, or a model.pt of SCALE."
         ) from error
     if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+        isinstance(key, str) and isinstance(value, Tensor) and _is_plain(value)
+        for key, value in state.items()
     ):
         raise ModelFileError(f"{path} holds no dictionary of named tensors, as SCALE writes.")
+    claimed = sum(value.numel() * value.element_size() for value in state.values())
+    if claimed > path.stat().st_size:
+        raise ModelFileError(
+            f"{path} claims weights of {claimed} bytes and has {path.stat().st_size}; it is "
+            "damaged, copy it again."
+        )
     heads = [f"{name}.{kind}" for name in _HEADS for kind in ("weight", "bias")]
     missing = [key for key in ("pi", "mu_c", "var_c", *heads) if key not in state]
     unknown = [
@@ -109,15 +121,38 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} is not a model of SCALE: "
             + (f"{', '.join(missing)} missing" if missing else "")
             + (" and " if missing and unknown else "")
-            + (f"{', '.join(unknown[:3])} not known" if unknown else "")
+            + (f"{', '.join(key[:50] for key in unknown[:3])} not known" if unknown else "")
             + "."
         )
+    if any(state[f"{head}.weight"].ndim != 2 for head in _HEADS):
+        raise ModelFileError(f"{path}: the weights of {', '.join(_HEADS)} are no linear layers'.")
     for key, value in state.items():
-        if not value.is_floating_point() or not torch.isfinite(value).all():
+        if not value.is_floating_point() or not torch.isfinite(value.float()).all():
             raise ModelFileError(
                 f"{path}: {key} has values that are not finite: its training failed."
             )
-    return {key: value.float() for key, value in state.items()}
+    return {key: value.detach().float() for key, value in state.items()}
+
+
+def _refuse_compressed(path: Path) -> None:
+    """SCALE's files are zip archives that hold numbers as they are; small ones cannot swell."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return  # torch's older format, or a damaged file, which torch refuses
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ModelFileError(f"{path} is compressed inside, as SCALE writes no model.")
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether it has numbers, side by side in memory."""
+    return (
+        value.numel() > 0
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
 
 
 def _layers(state: dict[str, Tensor], path: Path) -> dict[str, list[tuple[Tensor, Tensor]]]:

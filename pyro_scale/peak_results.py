@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from pyro_scale import accessibility, datatree, groups, imputation, inference, saving
+from pyro_scale import accessibility, checks, datatree, groups, imputation, inference, saving
 from pyro_scale.accessibility import Depth, Mode
 from pyro_scale.errors import DataError
 from pyro_scale.results import Results
@@ -45,6 +45,8 @@ class PeakResults(Results):
         binary
             Add ``layers["scale_imputed_binary"]`` (:meth:`get_binary_accessibility`), sparse.
         """
+        checks.check_flag("imputed", imputed)
+        checks.check_flag("binary", binary)
         counts = self._trained_counts(adata)
         if adata is None:
             obs, var = pd.DataFrame(index=counts.obs_names), pd.DataFrame(index=counts.var_names)
@@ -102,7 +104,7 @@ class PeakResults(Results):
         return pd.DataFrame(np.concatenate(parts), index=counts.obs_names, columns=names)
 
     def _positions(self, peaks: Sequence[str]) -> NDArray[np.intp]:
-        names = [peaks] if isinstance(peaks, str) else list(peaks)
+        names = [peaks] if isinstance(peaks, str) else checks.check_labels("peaks", peaks).tolist()
         at = self.peak_names.get_indexer(pd.Index(names))
         unknown = [name for name, place in zip(names, at, strict=True) if place < 0]
         if unknown or not names:
@@ -167,7 +169,7 @@ class PeakResults(Results):
         counts = self._trained_counts(adata)
         divide_by = 255 if dtype == "uint8" and not binary else 1
         imputation.imputed_file(
-            Path(path),
+            checks.check_path("path", path),
             self.vae,
             counts,
             pd.DataFrame(index=counts.obs_names) if adata is None else adata.obs.copy(),
@@ -237,10 +239,11 @@ class PeakResults(Results):
         doi:10.1101/794289.
         """
         counts = self._trained_counts(adata)
-        if mode not in ("change", "vanilla"):
-            raise ValueError(f"mode={mode!r} is not known; choose 'change' or 'vanilla'.")
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples} must be at least one.")
+        checks.check_choice("mode", mode, get_args(Mode))
+        checks.check_number("delta", delta, least=0)
+        checks.check_number("fdr_target", fdr_target, least=0, most=1)
+        checks.check_whole("n_samples", n_samples, most=10**7)
+        checks.check_seed(seed)
         if idx1 is not None:
             pairs = [groups.by_position(counts, idx1, idx2)]
         else:
@@ -284,8 +287,8 @@ class PeakResults(Results):
         Those more than ``cutoff`` standard deviations from the dimension's mean weight, on both
         sides, above (``"pos"``) or below (``"neg"``), as in SCALE; for any number of dimensions.
         """
-        if kind not in ("both", "pos", "neg"):
-            raise ValueError(f"kind={kind!r} is not known; choose 'both', 'pos' or 'neg'.")
+        checks.check_choice("kind", kind, ("both", "pos", "neg"))
+        checks.check_number("cutoff", cutoff)
         weights = self.get_decoder_weights()
         scores = (weights - weights.mean()) / weights.std(ddof=0)
         far = scores.abs() if kind == "both" else scores if kind == "pos" else -scores

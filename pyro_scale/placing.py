@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ["place"]
+__all__ = ["flushed", "place"]
 
 
 def place(new: Path, target: Path, scratch: Path) -> None:
@@ -14,6 +14,11 @@ def place(new: Path, target: Path, scratch: Path) -> None:
 
     All three on one file system. If the move fails, what was there is put back.
     """
+    for each in new.rglob("*") if new.is_dir() else [new]:
+        flushed(each)
+    if new.is_file() and target.is_file():  # in one step: there is no moment without a file
+        os.replace(new, target)
+        return
     old = scratch / f"old-{target.name}"
     there = target.exists()
     if there:
@@ -24,3 +29,15 @@ def place(new: Path, target: Path, scratch: Path) -> None:
         if there:
             shutil.move(old, target)
         raise
+
+
+def flushed(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows does not open folders
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

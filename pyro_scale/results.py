@@ -11,6 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from pyro_scale import inference
+from pyro_scale.checks import check_sound
 from pyro_scale.configuration import Configuration
 from pyro_scale.data import Counts, as_counts
 from pyro_scale.errors import DataError, NotTrainedError
@@ -66,6 +67,8 @@ class Results:
                     f"AnnData (the first is {missing[0]!r}); give cells with the same peaks, or "
                     "fill them with pyro_scale.pp.match_peaks(adata, model.peak_names)."
                 )
+            layer = self.configuration.layer
+            check_sound(adata.X if layer is None else adata.layers.get(layer), "the matrix")
             extra = adata.n_vars - len(self.peak_names)
             logger.info("peaks matched by name: reordered, %d others left out.", extra)
             adata = adata[:, self.peak_names]
@@ -137,7 +140,7 @@ class Results:
         batch_size: int = 512,
         seed: int = 0,
     ) -> NDArray[np.float32]:
-        kind = kind or inference.own_kind(self.configuration.formulation)
+        kind = inference.own_kind(self.configuration.formulation) if kind is None else kind
         return inference.responsibilities(self.vae, counts, kind, n_samples, batch_size, seed)
 
     def get_cluster_assignments(self, adata: AnnData | None = None, **kwargs: Any) -> pd.Series:
@@ -180,7 +183,8 @@ class Results:
         """
         counts = self._trained_counts(adata)
         row = self.configuration.row
-        bound = bound or ("amortized" if row.formulation == "amortized" else row.twin)
+        if bound is None:
+            bound = "amortized" if row.formulation == "amortized" else row.twin
         values = inference.bound(self.vae, counts, bound, n_mc_samples, batch_size, seed)
         return pd.Series(values, index=counts.obs_names, name=bound)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +11,10 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from pyro_scale import inference, saving
+from pyro_scale import checks, inference, saving
 from pyro_scale.configuration import Configuration
 from pyro_scale.data import Counts, batch_names
-from pyro_scale.errors import DataError
+from pyro_scale.errors import DataError, ModelFileError
 from pyro_scale.original import read_original
 from pyro_scale.peak_results import PeakResults
 from pyro_scale.programs import LikelihoodName, MixtureVAE, Treatment
@@ -167,6 +168,8 @@ class SCALE(PeakResults):
         early_stopping: bool = False,
         batch_size: int = 128,
         progress_bar: bool = True,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = 60.0,
         trainer_kwargs: dict[str, Any] | None = None,
         **plan_kwargs: Any,
     ) -> None:
@@ -174,7 +177,9 @@ class SCALE(PeakResults):
 
         First the encoder and decoder under an N(0, I) prior, then the mixture, started from
         a clustering of the encoder's means. Trains anew each time from the present weights.
-        Ctrl-C leaves a model with the weights and the history up to then.
+        Ctrl-C leaves a model with the weights and the history up to then. With ``checkpoint``, what
+        was killed goes on when the same call is made again, and on the CPU ends with the weights it
+        would have had.
 
         Parameters
         ----------
@@ -191,10 +196,23 @@ class SCALE(PeakResults):
             Cells per step.
         progress_bar
             Show one.
+        checkpoint, checkpoint_seconds
+            A file that the state of training is kept in after an epoch, if so many seconds have
+            passed since the last time, and after the last epoch. If it is there when training
+            starts, training goes on from it. It is replaced whole: a killed process leaves the
+            last good one.
         plan_kwargs
             Further settings of :class:`pyro_scale.training.TrainingPlan`: ``warmup_epochs``,
             ``kl_warmup_epochs``, ``lr``, ``decoder_precision``, ``hidden_share``,
-            ``gradient_clip``, ``validation_size``, ``patience``, ``n_particles``, ``seed``.
+            ``gradient_clip``, ``validation_size``, ``patience``, ``n_particles``, ``back_offs``,
+            ``seed``.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint is of other cells or settings, or not one.
+        NonFiniteError
+            If the loss or its gradient is no longer a number.
         """
         plan = TrainingPlan.of(
             self._counts.n_cells,
@@ -204,6 +222,12 @@ class SCALE(PeakResults):
             batch_size=batch_size,
             **{"seed": self.configuration.seed, **plan_kwargs},
         )
+        if checkpoint is not None:
+            checkpoint = checks.check_path("checkpoint", checkpoint).resolve()
+            if not checkpoint.parent.is_dir():
+                raise FileNotFoundError(
+                    f"{checkpoint.parent}, for the checkpoint, is not a folder."
+                )
         from pyro_scale.training.loop import fit  # here, because Lightning takes long to import
 
         epochs: list[dict[str, Any]] = []
@@ -219,6 +243,8 @@ class SCALE(PeakResults):
                 choose_k=self.configuration.n_components is None,
                 trainer_kwargs=trainer_kwargs,
                 history=epochs,
+                checkpoint=checkpoint,
+                checkpoint_seconds=checkpoint_seconds,
             )
         finally:  # interrupted or not, the history is that of the weights
             if epochs:
@@ -237,7 +263,7 @@ class SCALE(PeakResults):
             not part of a saved model.
         """
         saving.save(
-            Path(directory),
+            checks.check_path("directory", directory),
             self.vae,
             self.configuration,
             self.peak_names,
@@ -254,9 +280,9 @@ class SCALE(PeakResults):
         ModelFileError
             If the folder does not hold a model that this version understands.
         DataError
-            If ``adata`` lacks some of the model's peaks.
+            If ``adata`` lacks peaks of the model.
         """
-        saved = saving.load(Path(directory))
+        saved = saving.load(checks.check_path("directory", directory))
         model = cls.__new__(cls)
         model.configuration, model.peak_names = saved.configuration, saved.peak_names
         model._set(saved.vae.eval(), model.counts(adata), saved.history)
@@ -281,7 +307,7 @@ class SCALE(PeakResults):
         ModelFileError, DataError
             If the file does not hold a SCALE model, or one of another number of peaks.
         """
-        configuration, vae = read_original(Path(path))
+        configuration, vae = read_original(checks.check_path("path", path))
         model = cls.__new__(cls)
         model.configuration = replace(configuration, layer=layer)
         counts = model._read(adata)
@@ -292,6 +318,10 @@ class SCALE(PeakResults):
             )
         model._set(vae.eval(), counts, pd.DataFrame())
         elbo = inference.bound(vae, counts, "collapsed", 1, 256, 0).mean()
+        if not math.isfinite(elbo):
+            raise ModelFileError(
+                f"{path}: its bound on these cells is {elbo}: its training failed."
+            )
         model.history = pd.DataFrame(
             {"phase": "SCALE", "kl_weight": 1.0, "elbo_train": float(elbo)},
             index=pd.Index([0], name="epoch"),

@@ -1,10 +1,12 @@
 """`compare`: the matrix holds, a wrong formula does not, and an empty agreement is called so."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
+from helpers import small_vae
 
 import pyro_scale as ps
 from pyro_scale.comparison import critical_z
@@ -99,6 +101,22 @@ def test_a_matrix_is_as_good_as_an_anndata_and_the_wrong_width_is_named(cells):
         ps.compare(model, n_samples=1)
     with pytest.raises(ValueError, match="n_cells=0"):
         ps.compare(model, n_cells=0)
+
+
+def test_compare_and_ladder_take_a_bare_vae(cells):
+    vae = small_vae(n_peaks=cells.n_vars)
+    before = copy.deepcopy(vae.state_dict())
+    x = cells.X.toarray()
+    for given in (cells, x):
+        table = ps.compare(vae, given, n_cells=6, n_samples=3, formulations=["structured"])
+        assert table.settings["warmup_steps"] == 0
+        assert {row.verdict for row in table.rows if row.supported} <= {"holds", "no power"}
+        assert ps.ladder(vae, given, n_cells=2).max_discrepancy < 1e-8
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    with pytest.raises(ValueError, match="has no cells of its own"):
+        ps.ladder(vae)
+    with pytest.raises(ValueError, match="119 peaks, the model 120"):
+        ps.compare(vae, x[:, 1:])
 
 
 def test_figure_has_a_line_for_every_supported_row(cells):

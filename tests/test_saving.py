@@ -1,6 +1,7 @@
 """A model on disk comes back exactly, or not at all and with a reason; so does the AnnData."""
 
 import json
+import re
 import shutil
 
 import anndata
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_scale, train
+from mutations import seal
 from safetensors.torch import load_file, save_file
 
 import pyro_scale as ps
@@ -88,18 +90,25 @@ def test_nothing_saved_can_execute(folder):
 
 
 def rewrite(name, change):
-    """A damage: the JSON file ``name`` after ``change``."""
+    """A damage: the JSON file ``name`` after ``change``, sealed as if it had been saved so."""
 
     def damage(folder):
         content = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(change(content)))
+        seal(folder)
 
     return damage
 
 
-def write(name, content):
+def write(name, content, *, sealed=False):
     """A damage: the file ``name`` has other content."""
-    return lambda folder: (folder / name).write_bytes(content)
+
+    def damage(folder):
+        (folder / name).write_bytes(content)
+        if sealed:
+            seal(folder)
+
+    return damage
 
 
 def cut(name):
@@ -123,6 +132,7 @@ def other_weights(change):
         weights = load_file(folder / "weights.safetensors")
         change(weights)
         save_file(weights, folder / "weights.safetensors")
+        seal(folder)
 
     return damage
 
@@ -147,16 +157,62 @@ DAMAGES = {
         rewrite("model.json", lambda m: m | {"schema_version": SCHEMA_VERSION + 1}),
         f"has schema version {SCHEMA_VERSION + 1}; this version reads {SCHEMA_VERSION}",
     ),
-    "history of nothing": (write("history.json", b"5"), "do not fit each other"),
-    "history of one row": (write("history.json", b'{"epoch": 1}'), "do not fit each other"),
-    "fewer peaks": (rewrite("peaks.json", lambda p: p[1:]), "size mismatch"),
-    "another K": (configured(n_components=4), "size mismatch"),
-    "another width": (configured(hidden=[17]), "size mismatch"),
+    "one more digit": (
+        lambda folder: (folder / "model.json").write_text(
+            (folder / "model.json").read_text().replace('"seed": 0', '"seed": 10')
+        ),
+        "damaged model: model.json changed after it was saved",
+    ),
+    "no seals": (
+        lambda folder: (folder / "model.json").write_text('{"schema_version": 4}'),
+        r"has the keys \['schema_version'\]; expected",
+    ),
+    "seals of another kind": (
+        lambda folder: (folder / "model.json").write_text(
+            json.dumps(json.loads((folder / "model.json").read_text()) | {"sha256": [1]})
+        ),
+        "model.json, peaks.json, history.json, weights.safetensors changed after",
+    ),
+    "history changed": (write("history.json", b"[]"), "history.json changed after it was saved"),
+    "history of nothing": (write("history.json", b"5", sealed=True), "not a list of epochs"),
+    "history of one row": (
+        write("history.json", b'{"epoch": 1}', sealed=True),
+        "not a list of epochs",
+    ),
+    "history of uneven rows": (
+        write("history.json", b'[{"epoch": 0}, {"epoch": 1, "lr": 1}]', sealed=True),
+        "epochs that differ",
+    ),
+    "history of lists": (write("history.json", b'[{"epoch": [0]}]', sealed=True), "differ"),
+    "peaks of numbers": (rewrite("peaks.json", lambda p: [*p[1:], 1]), "not a list of names"),
+    "peaks repeated": (rewrite("peaks.json", lambda p: [*p[1:], p[1]]), "repeats 1 names"),
+    "fewer peaks": (rewrite("peaks.json", lambda p: p[1:]), r"shape \(60.*ask for \(59"),
+    "another K": (configured(n_components=4), r"prior.loc_kd has shape \(3, 3\)|\(4,"),
+    "another width": (configured(hidden=[17]), r"shape \(3, 16\), .*ask for \(3, 17"),
     "a width": (configured(hidden=16), "hidden=16"),
-    "unknown option": (configured(colour="red"), "colour"),
-    "unknown formulation": (configured(formulation="vade"), "formulation='vade' is not known"),
-    "a weight less": (other_weights(lambda w: w.pop("prior.loc_kd")), "prior.loc_kd"),
-    "a weight more": (other_weights(lambda w: w.update(more=torch.zeros(1))), "more"),
+    "unknown option": (configured(colour="red"), "colour.*not known"),
+    "configuration of a list": (
+        rewrite("model.json", lambda m: m | {"configuration": []}),
+        "configuration is not an object",
+    ),
+    "unknown formulation": (configured(formulation="vade"), "formulation='vade'.* is not known"),
+    "a word that is a number": (configured(layer=3), "layer=3 must be a string, or None"),
+    "a layer of the size of a disk": (configured(hidden=[10**12]), "hidden=.*at most 1048576"),
+    "layers without end": (configured(hidden=[1] * 10**5), "has 100000 layers"),
+    "batches of none": (configured(batches=["a", "b"]), "no batch_key"),
+    "a weight less": (other_weights(lambda w: w.pop("prior.loc_kd")), "prior.loc_kd is missing"),
+    "a weight more": (
+        other_weights(lambda w: w.update(more=torch.zeros(1))),
+        "more is not one of this model",
+    ),
+    "a weight of NaN": (
+        other_weights(lambda w: w["prior.loc_kd"].fill_(torch.nan)),
+        "prior.loc_kd has values that are not finite",
+    ),
+    "weights of whole numbers": (
+        other_weights(lambda w: w.update({"prior.loc_kd": torch.ones(3, 3, dtype=torch.int64)})),
+        "prior.loc_kd is of dtype I64; expected real numbers",
+    ),
 }
 
 
@@ -167,6 +223,26 @@ def test_a_damaged_model_is_not_loaded(adata, folder, damage):
     with pytest.raises(ps.ModelFileError, match=words) as caught:
         ps.SCALE.load(folder, adata)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.json", "peaks.json", "history.json", "weights.safetensors"]
+)
+def test_a_byte_that_changed_is_noticed_wherever_it_is(adata, folder, name):
+    whole = (folder / name).read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 40)):
+        (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ps.ModelFileError, match=re.escape(str(folder))):
+            ps.SCALE.load(folder, adata)
+
+
+def test_a_model_that_failed_to_train_is_not_saved(adata, tmp_path):
+    model = small_scale(adata)
+    with torch.no_grad():
+        model.vae.prior.loc_kd[0, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"prior\.loc_kd has values that are not finite"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def content(folder):

@@ -15,6 +15,7 @@ from pyro_scale.analysis.embedding import (
     scanpy_module,
     threads_kept,
 )
+from pyro_scale.checks import check_number, check_seed, check_whole
 
 __all__ = ["kmeans_clusters", "leiden_clusters"]
 
@@ -47,7 +48,8 @@ def kmeans_clusters(latent_nd: ArrayLike, n_clusters: int, *, seed: int = 0) -> 
     True
     """
     z_nd = as_latent(latent_nd)
-    if not 1 <= n_clusters <= len(z_nd):
+    n_clusters, seed = check_whole("n_clusters", n_clusters), check_seed(seed)
+    if n_clusters > len(z_nd):
         raise ValueError(
             f"n_clusters={n_clusters} for {len(z_nd)} cells; expected 1 to {len(z_nd)}."
         )
@@ -93,8 +95,9 @@ def leiden_clusters(
     z_nd = as_latent(latent_nd)
     if len(z_nd) < 3:
         raise ValueError(f"{len(z_nd)} cells are too few for a graph of neighbours; three will do.")
-    if resolution <= 0:
+    if check_number("resolution", resolution) <= 0:
         raise ValueError(f"resolution={resolution} must be positive.")
+    check_seed(seed)
     scanpy = scanpy_module()
     try:
         import_module("igraph")  # what scanpy calls

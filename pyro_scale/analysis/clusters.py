@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from pyro_scale.checks import check_labels
+
 __all__ = ["ClusterReport", "cluster_report", "cluster_scores", "match_clusters"]
 
 
@@ -37,11 +39,12 @@ class ClusterReport(NamedTuple):
 
 
 def _pair(labels: Sequence[object], clusters: Sequence[object]) -> tuple[list[str], list[str]]:
-    if len(labels) != len(clusters):
-        raise ValueError(f"{len(labels)} labels and {len(clusters)} clusters: expected one each.")
-    if len(labels) == 0:
+    of, found = check_labels("labels", labels), check_labels("clusters", clusters)
+    if len(of) != len(found):
+        raise ValueError(f"{len(of)} labels and {len(found)} clusters: expected one each.")
+    if len(of) == 0:
         raise ValueError("there are no cells to score.")
-    return [str(x) for x in labels], [str(x) for x in clusters]
+    return [str(x) for x in of], [str(x) for x in found]
 
 
 def cluster_scores(labels: Sequence[object], clusters: Sequence[object]) -> dict[str, float]:

@@ -10,7 +10,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
+from pyro_scale.checks import check_array, check_flag, check_whole
+
 __all__ = [
+    "FEWEST_DRAWS",
     "K_HAT_LIMIT",
     "calibration",
     "importance_log_evidence",
@@ -21,21 +24,23 @@ __all__ = [
 K_HAT_LIMIT = 0.7
 """Above it, importance weights from any practical number of draws cannot be trusted."""
 
-_FEWEST_DRAWS = 25  # the fit of the tail wants five draws, which are a fifth of these
+FEWEST_DRAWS = 25
+"""Per cell: the fit of the tail wants five, which are a fifth of these."""
+
 _NO_SPREAD = 1e-9  # nats: below it, weights differ by rounding
 
 
 def _smoothed(log_weight_sn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Pareto-smoothed log weights, on the scale they came on, ``(s, n)``, and k-hat, ``(n,)``."""
-    log_w_sn = np.asarray(log_weight_sn, dtype=np.float64)
+    log_w_sn = check_array("log_weight_sn", log_weight_sn, np.float64)
     if log_w_sn.ndim != 2:
         raise ValueError(
             f"log weights of shape {log_w_sn.shape}: expected (draws, cells); for one cell give "
             "log_weight[:, None]."
         )
-    if len(log_w_sn) < _FEWEST_DRAWS:
+    if len(log_w_sn) < FEWEST_DRAWS:
         raise ValueError(
-            f"{len(log_w_sn)} draws per cell: a tail is fitted to no fewer than {_FEWEST_DRAWS}."
+            f"{len(log_w_sn)} draws per cell: a tail is fitted to no fewer than {FEWEST_DRAWS}."
         )
     wrong = np.isnan(log_w_sn) | (log_w_sn == np.inf)
     if wrong.any() or (log_w_sn == -np.inf).all(0).any():
@@ -129,7 +134,11 @@ def importance_log_evidence(
     ----------
     Vehtari et al. 2024, *Pareto smoothed importance sampling*, arXiv:1507.02646.
     """
-    log_w_sn = _smoothed(log_weight_sn)[0] if smoothed else np.asarray(log_weight_sn, np.float64)
+    check_flag("smoothed", smoothed)
+    log_w_sn = check_array("log_weight_sn", log_weight_sn, np.float64)
+    if log_w_sn.ndim < 1 or not len(log_w_sn):
+        raise ValueError(f"log weights of shape {log_w_sn.shape}: expected (draws, cells).")
+    log_w_sn = _smoothed(log_w_sn)[0] if smoothed else log_w_sn
     return np.asarray(logsumexp(log_w_sn, axis=0) - np.log(len(log_w_sn)), dtype=np.float64)
 
 
@@ -172,7 +181,8 @@ def calibration(
     [0.5, 0.75)        1        0.60       0.0   0.49
     [0.75, 1]          2        0.85       1.0   0.25
     """
-    q_nk, of_n = np.asarray(responsibilities_nk, np.float64), np.asarray(clusters)
+    q_nk = check_array("responsibilities_nk", responsibilities_nk, np.float64)
+    of_n = check_array("clusters", clusters)
     if q_nk.ndim != 2 or of_n.shape != q_nk.shape[:1] or not len(q_nk):
         raise ValueError(
             f"responsibilities of shape {q_nk.shape} and clusters of shape {of_n.shape}: expected "
@@ -186,8 +196,7 @@ def calibration(
             f"clusters must be whole numbers from 0 to {k - 1}, or -1 for none; match labels to "
             "components first."
         )
-    if n_bins < 1:
-        raise ValueError(f"n_bins={n_bins} must be at least one.")
+    check_whole("n_bins", n_bins, most=10**6)
     edges = np.linspace(1 / k, 1, n_bins + 1)
     confidence_n = q_nk.max(1)
     bin_n = np.clip(np.searchsorted(edges, confidence_n, side="right") - 1, 0, n_bins - 1)
@@ -240,7 +249,8 @@ def posterior_predictive_pvalues(
     >>> posterior_predictive_pvalues([[3, 0], [4, 1], [5, 2], [6, 3]], [4, 9])
     array([0.625, 0.   ])
     """
-    draws, seen = np.asarray(predicted_s), np.asarray(observed)
+    draws = check_array("predicted_s", predicted_s, np.float64)
+    seen = check_array("observed", observed, np.float64)
     if draws.ndim < 1 or draws.shape[1:] != seen.shape or not len(draws):
         raise ValueError(
             f"predictions of shape {draws.shape} and observations of shape {seen.shape}: "

@@ -11,6 +11,14 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_scale.checks import (
+    check_array,
+    check_choice,
+    check_number,
+    check_seed,
+    check_whole,
+)
+
 __all__ = [
     "EmbeddingMethod",
     "as_latent",
@@ -39,7 +47,7 @@ def scanpy_module() -> Any:
 
 def as_latent(latent_nd: ArrayLike) -> NDArray[np.float32]:
     """Checked: a matrix of finite numbers."""
-    z_nd = np.asarray(latent_nd, dtype=np.float32)
+    z_nd = check_array("latent_nd", latent_nd, np.float32)
     if z_nd.ndim != 2 or 0 in z_nd.shape:
         raise ValueError(f"latent_nd has shape {z_nd.shape}; expected cells x dimensions.")
     if not np.isfinite(z_nd).all():
@@ -59,8 +67,7 @@ def threads_kept() -> Iterator[None]:
 
 def neighbor_graph(latent_nd: NDArray[np.float32], n_neighbors: int, seed: int) -> AnnData:
     """An AnnData that holds scanpy's graph of nearest neighbours, of fewer where cells are few."""
-    if n_neighbors < 2:
-        raise ValueError(f"n_neighbors={n_neighbors} must be at least two.")
+    check_whole("n_neighbors", n_neighbors, least=2)
     scanpy = scanpy_module()
     cells = AnnData(obsm={"latent": latent_nd})
     n_neighbors = min(n_neighbors, len(latent_nd) - 1)
@@ -109,8 +116,10 @@ def embed(
     >>> embed(np.eye(4, 3), method="tsne").shape
     (4, 2)
     """
-    if method not in get_args(EmbeddingMethod):
-        raise ValueError(f"method={method!r} is not known; choose 'umap' or 'tsne'.")
+    check_choice("method", method, get_args(EmbeddingMethod))
+    check_whole("n_neighbors", n_neighbors, least=2)
+    check_number("min_dist", min_dist, least=0, most=1)
+    check_seed(seed)
     z_nd = as_latent(latent_nd)
     if len(z_nd) < _FEWEST:
         return np.pad(z_nd, ((0, 0), (0, 2)))[:, :2]

@@ -9,6 +9,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import f
 
+from pyro_scale.checks import check_array, check_labels
+
 __all__ = ["latent_specificity"]
 
 
@@ -51,10 +53,10 @@ def latent_specificity(
           a     b
     0  0.03  0.03
     """
-    z_nd = np.asarray(latent_nd, dtype=np.float64)
+    z_nd = check_array("latent_nd", latent_nd, np.float64)
     if z_nd.ndim != 2:
         raise ValueError(f"latent_nd has shape {z_nd.shape}; expected cells x dimensions.")
-    groups = pd.Series(clusters)
+    groups = check_labels("clusters", clusters)
     if len(groups) != len(z_nd):
         raise ValueError(f"{len(groups)} clusters for {len(z_nd)} cells: expected one each.")
     if not np.isfinite(z_nd).all():

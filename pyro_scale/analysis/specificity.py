@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.special import xlogy
+
+from pyro_scale.checks import check_array, check_labels, check_whole
 
 __all__ = ["peak_specificity", "specific_peaks"]
 
@@ -64,13 +67,22 @@ def peak_specificity(
     0  1.00  0.17
     1  0.54  0.54
     """
-    csc: Any = sparse.csc_matrix(x)  # type: ignore[arg-type]  # whatever it takes
+    numbers: Any = x if sparse.issparse(x) else check_array("x", x)
+    if numbers.ndim != 2 or numbers.dtype.kind not in "biuf":
+        raise ValueError(
+            f"x has shape {numbers.shape} and dtype {numbers.dtype}; expected cells x peaks of "
+            "real numbers."
+        )
+    half = numbers.dtype == np.float16  # which scipy does not know
+    csc: Any = sparse.csc_matrix(numbers.astype(np.float32) if half else numbers)
     n_cells, n_peaks = csc.shape
     codes, names = _codes(clusters)
     if len(codes) != n_cells:
         raise ValueError(
             f"{len(codes)} clusters for {n_cells} cells: expected one each (x is cells x peaks)."
         )
+    if peak_names is not None:
+        peak_names = check_labels("peak_names", peak_names).tolist()
     if peak_names is not None and len(peak_names) != n_peaks:
         raise ValueError(f"{len(peak_names)} peak names for {n_peaks} peaks: expected one each.")
     if not (csc.data >= 0).all():
@@ -105,7 +117,7 @@ def peak_specificity(
 
 def _codes(clusters: Sequence[object]) -> tuple[NDArray[np.intp], list[str]]:
     """Number of each cell's cluster, and the clusters' names."""
-    values = pd.Series(clusters)  # type: ignore[arg-type]
+    values = check_labels("clusters", clusters)
     if values.isna().any():
         raise ValueError(f"{int(values.isna().sum())} cells have no cluster; every cell needs one.")
     kept = values.cat if isinstance(values.dtype, pd.CategoricalDtype) else None
@@ -132,8 +144,15 @@ def specific_peaks(scores: pd.DataFrame, n_top: int | None = 100) -> pd.DataFram
     DataFrame
         Columns ``peak``, ``cluster``, ``score``, ``rank``, clusters in the order of the columns.
     """
-    if n_top is not None and n_top < 1:
-        raise ValueError(f"n_top={n_top} must be at least one, or None for all.")
+    if n_top is not None:
+        check_whole("n_top", n_top)
+    if not isinstance(scores, pd.DataFrame) or any(
+        kind.kind not in "biuf" for kind in scores.dtypes
+    ):
+        raise TypeError(
+            f"scores={reprlib.repr(scores)} must be a DataFrame of peaks x clusters, as "
+            "peak_specificity gives."
+        )
     best = pd.DataFrame(
         {
             "peak": scores.index,

@@ -26,7 +26,7 @@ from pyro_scale.cli.terminal import console, say
 from pyro_scale.placing import place
 from pyro_scale.scale import SCALE
 
-__all__ = ["CLUSTER_METHODS", "EMBEDDINGS", "Outputs", "claimed"]
+__all__ = ["CHECKPOINT", "CLUSTER_METHODS", "EMBEDDINGS", "Outputs", "claimed"]
 
 CLUSTER_METHODS = ("mixture", "kmeans", "leiden")
 EMBEDDINGS = ("umap", "tsne", "none")
@@ -40,6 +40,7 @@ _SAID = {
     "model": "for pyro_scale.SCALE.load",
 }
 RESULTS = (*_SAID, "scale.png")
+CHECKPOINT = "training.checkpoint"  # there as long as a run is not finished
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ def _found(output: Path) -> list[str]:
 def claimed(output: Path, *, overwrite: bool, inputs: Sequence[str] = ()) -> Iterator[None]:
     """A folder that can be written to, refused before the work; gone again if it fails.
 
+    One that holds the checkpoint of a run that was killed is that run's to finish.
+
     Raises
     ------
     OSError
@@ -180,7 +183,8 @@ def claimed(output: Path, *, overwrite: bool, inputs: Sequence[str] = ()) -> Ite
     """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; choose a folder with -o.")
-    if (found := _found(output)) and not overwrite:
+    unfinished = (output / CHECKPOINT).exists()
+    if (found := _found(output)) and not overwrite and not unfinished:
         raise FileExistsError(
             f"{output} already holds a result ({', '.join(found)}); choose another folder with "
             "-o, or give --overwrite."
@@ -203,6 +207,9 @@ def claimed(output: Path, *, overwrite: bool, inputs: Sequence[str] = ()) -> Ite
     except BaseException:
         _remove(made)
         raise
+    for left in output.glob(".scale-*") if unfinished else ():  # of the process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    (output / CHECKPOINT).unlink(missing_ok=True)  # last: until here the run is unfinished
 
 
 def _remove(folders: list[Path]) -> None:

@@ -29,7 +29,7 @@ from pyro_scale.cli.options import (
     Seed,
     widths,
 )
-from pyro_scale.cli.outputs import CLUSTER_METHODS, EMBEDDINGS, Outputs, claimed
+from pyro_scale.cli.outputs import CHECKPOINT, CLUSTER_METHODS, EMBEDDINGS, Outputs, claimed
 from pyro_scale.cli.terminal import console, say, told
 from pyro_scale.programs import FORMULATIONS
 
@@ -206,11 +206,35 @@ def run(
             if verbose:
                 say(f"configuration: {model.configuration.to_dict()}")
                 say(f"training settings: {settings}")
-            model.train(early_stopping=early_stopping, **settings)
+            _train(
+                model,
+                output / CHECKPOINT,
+                overwrite=overwrite,
+                early_stopping=early_stopping,
+                **settings,
+            )
             if verbose:
                 console.print(model.history.to_string(), markup=False, highlight=False)
         outputs.write(model, adata, output, pretrain=pretrain)
         say(f"done in {time.perf_counter() - started:.0f} s")
+
+
+def _train(model: ps.SCALE, checkpoint: Path, *, overwrite: bool, **settings: Any) -> None:
+    """Train, or finish the training of a run that was killed."""
+    if checkpoint.exists():
+        say(f"{checkpoint} is of a run that was not finished: going on from it.")
+    try:
+        model.train(checkpoint=checkpoint, **settings)
+    except ps.CheckpointError as error:
+        if not overwrite:
+            raise ps.CheckpointError(f"{error} Or give --overwrite, to start anew.") from error
+        say("it is of another run; --overwrite: starting anew.")
+        checkpoint.unlink()
+        model.train(checkpoint=checkpoint, **settings)
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            say(f"stopped; the same command goes on from {checkpoint}.")
+        raise
 
 
 def _refuse_without_effect(context: typer.Context) -> None:

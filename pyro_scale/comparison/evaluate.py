@@ -138,4 +138,5 @@ def refusal(vae: MixtureVAE, row: Row, cells: Cells) -> str:
     )
     return "; ".join(
         [*(f"UserWarning: {text}" for text in said), *([row.note] if row.note else [])]
+        or ["it runs, and no closed form is named for what it computes"]
     )

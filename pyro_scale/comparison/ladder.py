@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyro_scale.comparison.ladder_integrals import Rungs, by_monte_carlo, by_quadrature
 from pyro_scale.comparison.prepare import Comparable, prepare
+from pyro_scale.programs import MixtureVAE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +96,7 @@ class Ladder:
 
 
 def ladder(
-    model: Comparable,
+    model: Comparable | MixtureVAE,
     adata_or_x: AnnData | NDArray[Any] | None = None,
     *,
     n_cells: int = 32,
@@ -108,7 +109,8 @@ def ladder(
     Parameters
     ----------
     model
-        A :class:`pyro_scale.SCALE`; it is not changed.
+        A :class:`pyro_scale.SCALE`, or a :class:`pyro_scale.programs.MixtureVAE` as it is; it is
+        not changed.
     adata_or_x, n_cells, seed, warmup_steps
         As in :func:`pyro_scale.compare`.
     n_samples

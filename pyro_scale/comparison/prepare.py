@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pyro_scale.data import Counts, as_counts, dense_cells
 from pyro_scale.objectives import Objective
-from pyro_scale.programs import Cells, MixtureVAE
+from pyro_scale.programs import FORMULATIONS, Cells, MixtureVAE, build
 
 __all__ = ["Comparable", "prepare"]
 
@@ -31,7 +31,7 @@ class Comparable(Protocol):
 
 
 def prepare(
-    model: Comparable,
+    model: Comparable | MixtureVAE,
     adata_or_x: AnnData | NDArray[Any] | None,
     *,
     n_cells: int,
@@ -47,24 +47,36 @@ def prepare(
     """
     if n_cells < 1:
         raise ValueError(f"n_cells={n_cells} must be at least one.")
-    if adata_or_x is None or isinstance(adata_or_x, AnnData):
-        counts = model.counts(adata_or_x)
-    else:
-        x = AnnData(np.asarray(adata_or_x))
-        if x.n_vars != model.vae.n_peaks:
-            raise ValueError(
-                f"the matrix has {x.n_vars} peaks, the model {model.vae.n_peaks}; give the "
-                "model's peaks in the model's order, or an AnnData."
-            )
-        counts = as_counts(x, binary=not hasattr(model.vae.likelihood, "log_rate"))
+    counts = _counts(model, adata_or_x)
     chosen = np.sort(np.random.default_rng(seed).permutation(counts.n_cells)[:n_cells])
     cells = dense_cells(counts[chosen], dtype=torch.float64)
-    vae = copy.deepcopy(model.vae).cpu().double().requires_grad_(True)
-    steps = (0 if model.is_trained else 30) if warmup_steps is None else warmup_steps
-    _warm_up(vae, cells, steps)
+    vae = copy.deepcopy(model if isinstance(model, MixtureVAE) else model.vae)
+    vae = vae.cpu().double().requires_grad_(True)
+    if warmup_steps is None:
+        warmup_steps = 0 if isinstance(model, MixtureVAE) or model.is_trained else 30
+    _warm_up(vae, cells, warmup_steps)
     if vae.classifier is None:
         _add_classifier(vae, cells)
-    return vae.eval(), cells, steps
+    for formulation in FORMULATIONS:
+        build(vae, formulation)  # parameters of its own, if it has any, are there from now on
+    return vae.eval(), cells, warmup_steps
+
+
+def _counts(model: Comparable | MixtureVAE, adata_or_x: AnnData | NDArray[Any] | None) -> Counts:
+    """The cells: a model's own or an AnnData read as it reads them, or a matrix of its peaks."""
+    if not isinstance(model, MixtureVAE):
+        if adata_or_x is None or isinstance(adata_or_x, AnnData):
+            return model.counts(adata_or_x)
+        model = model.vae
+    if adata_or_x is None:
+        raise ValueError("a MixtureVAE has no cells of its own: give an AnnData or a matrix.")
+    x = adata_or_x if isinstance(adata_or_x, AnnData) else AnnData(np.asarray(adata_or_x))
+    if x.n_vars != model.n_peaks:
+        raise ValueError(
+            f"the matrix has {x.n_vars} peaks, the model {model.n_peaks}; give the "
+            "model's peaks in the model's order, or an AnnData."
+        )
+    return as_counts(x, binary=not hasattr(model.likelihood, "log_rate"))
 
 
 def _warm_up(vae: MixtureVAE, cells: Cells, steps: int) -> None:

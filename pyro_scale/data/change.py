@@ -5,6 +5,7 @@ from __future__ import annotations
 from anndata import AnnData
 from scipy import sparse
 
+from pyro_scale.checks import check_flag
 from pyro_scale.data.on_disk import OnDisk
 from pyro_scale.data.validate import _choose, _to_csr
 
@@ -24,6 +25,7 @@ def in_memory(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
 
 def subset(adata: AnnData, cells: object, peaks: object, *, inplace: bool) -> AnnData:
     """What is left: in memory, a copy or the caller's own."""
+    check_flag("inplace", inplace)
     view = adata[cells, peaks]
     if view.isbacked:
         if inplace:
@@ -40,6 +42,7 @@ def subset(adata: AnnData, cells: object, peaks: object, *, inplace: bool) -> An
 
 def replaced(adata: AnnData, layer: str | None, x: sparse.csr_matrix, *, inplace: bool) -> AnnData:
     """Put a matrix in the place of X or of the layer."""
+    check_flag("inplace", inplace)
     if adata.isbacked:
         raise ValueError("the AnnData is on disk; read it into memory with adata.to_memory().")
     result = adata if inplace else adata.copy()

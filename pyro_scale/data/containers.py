@@ -16,6 +16,7 @@ import zarr
 from anndata import AnnData
 from anndata.abc import CSRDataset
 
+from pyro_scale.data.claims import check_arrays, check_heaps
 from pyro_scale.errors import DataError
 
 __all__ = ["only_peaks", "read_10x_h5", "read_h5ad", "read_h5mu", "read_zarr"]
@@ -27,6 +28,7 @@ _BESIDE_X = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 
 def read_h5ad(path: Path, *, backed: bool) -> AnnData:
     """An AnnData file; ``backed``: its matrix stays there."""
+    _check_hdf5(path)
     if not backed:
         return anndata.read_h5ad(path)
     adata = anndata.read_h5ad(path, backed="r")
@@ -37,9 +39,10 @@ def read_h5ad(path: Path, *, backed: bool) -> AnnData:
 def read_zarr(path: Path, *, backed: bool) -> AnnData:
     """An AnnData zarr folder; ``backed``: its matrix and its sparse layers stay there."""
     _check_blosc(path)
+    group = zarr.open_group(path, mode="r")
+    check_arrays(group, path)
     if not backed:
         return anndata.read_zarr(path)
-    group = zarr.open_group(path, mode="r")
     x = _on_disk(group["X"]) if "X" in group else None
     _check_csr_on_disk(x, path)
     layers = group.get("layers", {})
@@ -50,6 +53,7 @@ def read_zarr(path: Path, *, backed: bool) -> AnnData:
 def read_10x_h5(path: Path) -> AnnData:
     """Cell Ranger's HDF5 file, versions 2 and 3; features are named by their ids, as in its mtx."""
     scanpy = _extra("scanpy", path)
+    _check_hdf5(path)
     with warnings.catch_warnings():  # of genes' names, which are not used
         warnings.filterwarnings("ignore", message="Variable names are not unique")
         adata = scanpy.read_10x_h5(path, gex_only=False)
@@ -60,6 +64,7 @@ def read_10x_h5(path: Path) -> AnnData:
 def read_h5mu(path: Path, modality: str | None) -> AnnData:
     """One modality of a MuData file: the one named, else the only one, else atac or peaks."""
     mudata = _extra("mudata", path)
+    _check_hdf5(path)
     with h5py.File(path, "r") as file:
         present = list(file["mod"])
     if modality is None:
@@ -101,6 +106,12 @@ def only_peaks(adata: AnnData, path: Path) -> AnnData:
         others,
     )
     return adata[:, is_peak].copy()
+
+
+def _check_hdf5(path: Path) -> None:
+    check_heaps(path)
+    with h5py.File(path, "r") as file:
+        check_arrays(file, path)
 
 
 def _extra(name: str, path: Path) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import reprlib
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -10,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from pyro_scale.checks import check_flag
 from pyro_scale.data.change import in_memory, matrix, subset
 from pyro_scale.data.validate import _chunks
 from pyro_scale.errors import DataError
@@ -31,10 +34,11 @@ def _number(bound: float, of: int) -> float:
 
 
 def _check_bounds(name: str, low: float, high: float | None, what: str) -> None:
-    for bound in (low, high):
-        if bound is not None and (not np.isreal(bound) or not bound >= 0):
+    for bound in (low,) if high is None else (low, high):
+        if not isinstance(bound, Real) or isinstance(bound, bool) or not bound >= 0:
             raise ValueError(
-                f"{name}={bound!r}: expected a number of {what}, or below one a fraction of them."
+                f"{name}={reprlib.repr(bound)}: expected a number of {what}, or below one a "
+                "fraction of them."
             )
 
 
@@ -169,7 +173,8 @@ def select_variable_peaks(
     on a multinomial model*, Genome Biology 20:295, doi:10.1186/s13059-019-1861-6.
     """
     if isinstance(n_peaks, bool) or not isinstance(n_peaks, (int, np.integer)) or n_peaks < 1:
-        raise ValueError(f"n_peaks={n_peaks!r} must be a whole number of at least one.")
+        raise ValueError(f"n_peaks={reprlib.repr(n_peaks)} must be a whole number of at least one.")
+    check_flag("inplace", inplace)
     deviance_p = _deviance(in_memory(adata, layer))
     best = np.argsort(-deviance_p, kind="stable")[:n_peaks]
     keep = np.sort(best)

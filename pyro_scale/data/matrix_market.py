@@ -13,13 +13,15 @@ from anndata import AnnData
 from scipy import io, sparse
 
 from pyro_scale.data.containers import only_peaks
-from pyro_scale.data.paths import holds, readable, stem_and_kind, warn_of_cut
+from pyro_scale.data.paths import OPEN, holds, readable, stem_and_kind, warn_of_cut
 from pyro_scale.errors import DataError
 
 __all__ = ["read_matrix_market"]
 
 logger = logging.getLogger(__name__)
 
+_NUMBERS = b"0123456789+-.eE \t\r\nnaifNAIF"  # NaN and infinities too: they are refused later
+_BLOCK = 2**24  # bytes read at a time
 _MATRIX = re.compile(r"^(.*?)(matrix|counts?|data)?$", re.IGNORECASE)
 _CELLS = re.compile(r"^(.*?)(barcodes?)$", re.IGNORECASE)
 _PEAKS = re.compile(r"^(.*?)(peaks?|features?|genes?)$", re.IGNORECASE)
@@ -64,8 +66,17 @@ def read_matrix_market(path: Path, *, peaks: str | None = None) -> AnnData:
     with readable(features.path, "names of peaks"):
         var = _peak_names(features.path)
     with readable(matrix.path, "a Matrix Market file"):
+        # What its first lines claim, before that is made room for.
+        n_rows, n_columns, n_entries, *_ = io.mminfo(str(matrix.path))
+        turned = _peaks_are_rows((n_rows, n_columns), len(var), len(obs), peaks, matrix.path)
+        if n_entries > n_rows * n_columns:
+            raise DataError(
+                f"{matrix.path} claims {n_entries} entries in a matrix of {n_rows} x {n_columns}: "
+                "it is damaged, copy it again."
+            )
+        _check_body(matrix.path)
         x = _matrix(matrix.path)
-    if _peaks_are_rows(x.shape, len(var), len(obs), peaks, matrix.path):
+    if turned:
         x = x.T.tocsr()
     return only_peaks(AnnData(x, obs=obs, var=var), features.path)
 
@@ -118,6 +129,21 @@ def _peak_names(path: Path) -> pd.DataFrame:
 def _columns(path: Path, comment: str | None = None) -> pd.DataFrame:
     warn_of_cut(path)
     return pd.read_csv(path, sep="\t", header=None, dtype=str, na_filter=False, comment=comment)
+
+
+def _check_body(path: Path) -> None:
+    """Only numbers after the first lines: of other bytes scipy's reader may hang or crash."""
+    with OPEN.get(path.suffix.lower(), open)(path, "rb") as file:
+        line = file.readline(_BLOCK)
+        while line.startswith(b"%") or not line.strip():
+            if not line:
+                return
+            line = file.readline(_BLOCK)
+        while block := file.read(_BLOCK):
+            if odd := block.translate(None, _NUMBERS):
+                raise DataError(
+                    f"{path} has {odd[:1]!r} among its numbers: it is damaged, copy it again."
+                )
 
 
 def _matrix(path: Path) -> sparse.csr_matrix:

@@ -63,17 +63,19 @@ class _Batches(Sampler[NDArray[np.intp]]):
         self,
         n_cells: int,
         batch_size: int,
-        generator: np.random.Generator | None,
+        seed: int | None,
+        epoch: int,
         part: tuple[int, int],
     ) -> None:
-        self.n_cells, self.generator = n_cells, generator
+        self.n_cells, self.seed, self.epoch = n_cells, seed, epoch
         self.first, self.step = part
         self.n_batches = -(-n_cells // batch_size)
 
     def __iter__(self) -> Iterator[NDArray[np.intp]]:
         order = np.arange(self.n_cells)
-        if self.generator is not None:
-            self.generator.shuffle(order)
+        if self.seed is not None:  # an epoch's order does not hang on those before it
+            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        self.epoch += 1
         # Sorted within the batch: slicing walks the matrix forwards.
         return iter(
             [
@@ -87,12 +89,18 @@ class _Batches(Sampler[NDArray[np.intp]]):
 
 
 def loader(
-    counts: Counts, batch_size: int, *, seed: int | None = None, part: tuple[int, int] = (0, 1)
+    counts: Counts,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> DataLoader[Cells]:
     """Minibatches of about ``batch_size`` cells: shuffled each epoch if a seed is given.
 
     Fewer cells than ``batch_size`` make one batch; no cell is dropped. Cells on disk are shuffled
     by blocks of 32 neighbours, and 32 batches, read together, are shuffled once more (scDataset).
+    The first pass is in the order of ``epoch``, the next in that of the epoch after it.
     ``part=(i, k)`` gives the i-th of k parts of every minibatch (not of cells on disk).
 
     Raises
@@ -117,16 +125,15 @@ def loader(
             blocks,
             batch_size,
             fetch_factor=1 if seed is None else _BLOCK,
-            seed=seed or 0,
+            seed=(seed or 0) + 1000 * epoch,  # as it counts its passes on itself
             batch_callback=_take,
         )
         return DataLoader(
             minibatches, batch_size=None, collate_fn=_COLLATE, generator=torch.Generator()
         )
-    generator = None if seed is None else np.random.default_rng(seed)
     return DataLoader(
         _Cells(counts),
-        sampler=_Batches(counts.n_cells, batch_size, generator, part),
+        sampler=_Batches(counts.n_cells, batch_size, seed, epoch, part),
         batch_size=None,
         collate_fn=_COLLATE,
         generator=torch.Generator(),  # otherwise each pass draws from the caller's

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from pyro_scale.data.paths import readable
+
 __all__ = ["OnDisk", "as_csr"]
 
 _CHUNK = 4096  # cells read at a time in a pass over all of them
@@ -45,18 +47,30 @@ class OnDisk:
         return OnDisk(self.source, self.rows[cells], binary=self.binary)
 
     def read(self) -> sparse.csr_matrix:
-        """The rows, in memory: one read for each run of neighbours."""
+        """The rows, in memory: one read for each run of neighbours.
+
+        Raises
+        ------
+        DataError
+            If the file is damaged there.
+        """
         order = np.argsort(self.rows, kind="stable")
         in_order = self.rows[order]
         if not len(in_order):
-            return as_csr(self.source[:0])
+            return self._slice(slice(0, 0))
         runs = np.split(in_order, np.flatnonzero(np.diff(in_order) != 1) + 1)
-        x = as_csr(sparse.vstack([self.source[run[0] : run[-1] + 1] for run in runs]))
+        x = sparse.vstack([self._slice(slice(run[0], run[-1] + 1)) for run in runs], format="csr")
         if self.binary:
             x.data[:] = 1
         if (order[1:] > order[:-1]).all():
             return x
         return x[np.argsort(order, kind="stable")]
+
+    def _slice(self, rows: slice) -> sparse.csr_matrix:
+        with readable("the matrix on disk", "rows of counts"):
+            x = self.source[rows]
+            x.check_format(full_check=True)  # scipy trusts the indices that it is given
+            return as_csr(x)
 
     def chunks(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """All rows, some thousand at a time, each with its place."""

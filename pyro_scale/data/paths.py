@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import bz2
 import difflib
 import glob
+import gzip
 import logging
+import lzma
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pyro_scale.errors import DataError
+from pyro_scale.errors import DataError, OutOfMemory
 
-__all__ = ["expand", "holds", "modality_of", "readable", "stem_and_kind", "warn_of_cut"]
+__all__ = ["OPEN", "expand", "holds", "modality_of", "readable", "stem_and_kind", "warn_of_cut"]
 
 logger = logging.getLogger(__name__)
 
 _TEXT = {".bed", ".csv", ".mtx", ".tsv", ".txt"}  # what may be compressed
-_COMPRESSED = {".gz", ".bz2", ".xz"}
+OPEN: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def stem_and_kind(path: Path) -> tuple[str, str]:
@@ -29,7 +33,7 @@ def stem_and_kind(path: Path) -> tuple[str, str]:
     (('cells', '.csv'), ('cells', '.h5ad'))
     """
     inner = Path(path.stem)
-    if path.suffix.lower() in _COMPRESSED and inner.suffix.lower() in _TEXT:
+    if path.suffix.lower() in OPEN and inner.suffix.lower() in _TEXT:
         path = inner
     return path.stem, path.suffix.lower()
 
@@ -76,7 +80,7 @@ def _missing(path: Path) -> str:
 
 def warn_of_cut(path: Path) -> None:
     """Say so where a file of text stops within a line, as its last entry may be cut."""
-    if path.suffix.lower() in _COMPRESSED or not path.stat().st_size:
+    if path.suffix.lower() in OPEN or not path.stat().st_size:
         return
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
@@ -88,18 +92,26 @@ def warn_of_cut(path: Path) -> None:
 
 
 @contextmanager
-def readable(path: Path, kind: str) -> Iterator[None]:
+def readable(what: Path | str, kind: str) -> Iterator[None]:
     """Whatever goes wrong in a library as it reads this file becomes a DataError that names it.
 
     A damaged file shows as any of zlib.error, EOFError, OSError, KeyError, RuntimeError and more.
     """
     try:
         yield
-    except (DataError, ImportError, MemoryError, PermissionError):
+    except (DataError, ImportError, PermissionError):
         raise
+    except MemoryError as error:
+        raise OutOfMemory(
+            f"{what} asks for more memory than there is ({_cause(error)}). If it is that large, "
+            "leave it on disk (backed=True, for .h5ad and .zarr); otherwise it is damaged."
+        ) from error
     except Exception as error:
-        cause = " ".join(str(error).split()) or "no cause was given"
         raise DataError(
-            f"{path} cannot be read as {kind} ({type(error).__name__}: {cause[:300]}). It is of "
+            f"{what} cannot be read as {kind} ({type(error).__name__}: {_cause(error)}). It is of "
             "another kind, or damaged or cut short: copy or download it again."
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or "no cause was given"

@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from pyro_scale.checks import check_adata, check_labels, check_sound
 from pyro_scale.errors import DataError
 
 __all__ = ["match_peaks"]
@@ -42,11 +43,17 @@ def match_peaks(adata: AnnData, peak_names: pd.Index | list[str]) -> AnnData:
     >>> match_peaks(adata[:, 50:], adata.var_names).shape
     (50, 200)
     """
-    names = pd.Index(peak_names)
+    check_adata(adata)
+    names = pd.Index(check_labels("peak_names", peak_names))
     for which, index in (("the cells", adata.var_names), ("the model", names)):
         if not index.is_unique:
             repeated = index[index.duplicated()]
             raise DataError(f"{which} have peak {repeated[0]!r} more than once; names must differ.")
+    if not len(names) or not adata.n_vars:
+        raise DataError(
+            f"the model has {len(names)} peaks and the cells {adata.n_vars}; at least one of each "
+            "is needed."
+        )
     at = adata.var_names.get_indexer(names)
     found = at >= 0
     if not found.any():
@@ -65,11 +72,14 @@ def match_peaks(adata: AnnData, peak_names: pd.Index | list[str]) -> AnnData:
         )
     if n_unknown:
         logger.info("%d of %d peaks are not the model's and left out.", n_unknown, adata.n_vars)
+    for where, x in (("X", adata.X), *((f"layers[{k!r}]", x) for k, x in adata.layers.items())):
+        check_sound(x, where)
     part = adata[:, at[found]]
     part = part.to_memory() if part.isbacked else part
 
     def spread(x: Any) -> sparse.csr_matrix:
-        coo = sparse.coo_matrix(x)
+        half = x.dtype == np.float16  # which scipy does not know
+        coo = sparse.coo_matrix(x.astype(np.float32) if half else x)
         column = np.flatnonzero(found)[coo.col]
         return sparse.csr_matrix((coo.data, (coo.row, column)), (adata.n_obs, len(names)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from pyro_scale.checks import check_flag, check_path
 from pyro_scale.data.containers import read_10x_h5, read_h5ad, read_h5mu, read_zarr
 from pyro_scale.data.join import concatenate, names_of_files
 from pyro_scale.data.matrix_market import read_matrix_market
@@ -110,12 +112,18 @@ def read(
         ("peaks", peaks, (*get_args(PeaksSide), None)),
         ("join", join, get_args(Join)),
     ):
-        if value not in allowed:
-            raise DataError(f"{name}={value!r}; expected {' or '.join(map(repr, allowed))}.")
+        if not isinstance(value, str | None) or value not in allowed:
+            raise DataError(
+                f"{name}={reprlib.repr(value)}; expected {' or '.join(map(repr, allowed))}."
+            )
+    check_flag("backed", backed)
+    if not isinstance(batch_key, str):
+        raise TypeError(f"batch_key={reprlib.repr(batch_key)} must be the name of a column of obs.")
     given = list(path) if isinstance(path, Sequence) and not isinstance(path, str) else [path]
     for each in given:
         if not isinstance(each, (str, Path)):
             raise TypeError(f"expected a path, several, or one AnnData; got {type(each).__name__}.")
+        check_path("path", each)
     if not given:
         raise DataError("no path was given; expected one or more.")
     files = [file for each in given for file in expand(Path(each))]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import logging
-import lzma
 import re
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_scale.data.paths import readable, stem_and_kind, warn_of_cut
+from pyro_scale.data.paths import OPEN, readable, stem_and_kind, warn_of_cut
 from pyro_scale.errors import DataError
 
 __all__ = ["looks_like_peaks", "read_table"]
@@ -26,7 +23,7 @@ __all__ = ["looks_like_peaks", "read_table"]
 logger = logging.getLogger(__name__)
 
 _BLOCK = 2**22  # numbers that are dense at a time
-_OPEN: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_LONGEST = 2**28  # characters of a line: ten million columns
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _REGION = re.compile(
     r"\S+:\d+-\d+"  # of any chromosome, as 10x writes it
@@ -85,13 +82,13 @@ def read_table(path: Path, *, peaks: str | None = None) -> AnnData:
 
 def _open_text(path: Path) -> IO[str]:
     warn_of_cut(path)
-    opened: IO[str] = _OPEN.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig")
+    opened: IO[str] = OPEN.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig")
     return opened
 
 
 def _header(path: Path, lines: IO[str]) -> tuple[str, list[str], Iterator[str]]:
     """The separator, the names of the columns, and the lines after them."""
-    head, first = lines.readline(), lines.readline()
+    head, first = next(_lines(path, lines), ""), next(_lines(path, lines), "")
     if not first.strip():
         raise DataError(
             f"{path} has {'only one line' if head.strip() else 'no lines'}; expected a line of "
@@ -109,7 +106,17 @@ def _header(path: Path, lines: IO[str]) -> tuple[str, list[str], Iterator[str]]:
             f"{path} has one column when it is parted by {separator!r}; expected names and at "
             "least one column of numbers (csv is parted by commas, tsv by tabs)."
         )
-    return separator, columns, chain([first], lines)
+    return separator, columns, chain([first], _lines(path, lines))
+
+
+def _lines(path: Path, file: IO[str]) -> Iterator[str]:
+    """Line by line, none longer than what can be one."""
+    while line := file.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise DataError(
+                f"{path} has a line of more than {_LONGEST} characters: it is no table, or damaged."
+            )
+        yield line
 
 
 def _blocks(lines: Iterator[str], size: int) -> Iterator[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from anndata.abc import CSRDataset
 from numpy.typing import NDArray
 from scipy import sparse
 
+from pyro_scale.checks import check_adata, check_flag, check_labels, check_sound
 from pyro_scale.data.on_disk import OnDisk, as_csr
 from pyro_scale.data.tables import looks_like_peaks
 from pyro_scale.errors import DataError
@@ -109,11 +111,8 @@ def as_counts(
         NaN, infinite, negative or not whole numbers, a cell has no open peak, or a batch is
         missing or not known.
     """
-    if not isinstance(adata, AnnData):
-        raise TypeError(
-            f"expected an anndata.AnnData of cells x peaks, got {type(adata).__name__}; "
-            "read a file with anndata.read_h5ad(path) first."
-        )
+    check_adata(adata)
+    check_flag("binary", binary)
     x = _to_csr(_choose(adata, layer))
     _check_names(adata)
     _check_sides(adata)
@@ -155,6 +154,9 @@ def batch_names(adata: AnnData, batch_key: str) -> tuple[str, ...]:
     DataError
         If there is no such column of ``adata.obs``, or a cell has no batch.
     """
+    check_adata(adata)
+    if not isinstance(batch_key, str):
+        raise TypeError(f"batch_key={reprlib.repr(batch_key)} must be the name of a column of obs.")
     if batch_key not in adata.obs:
         raise DataError(
             f"batch_key={batch_key!r} is not a column of adata.obs; the columns are: "
@@ -173,7 +175,7 @@ def _batch_codes(
     adata: AnnData, batch_key: str, batches: Sequence[str] | None
 ) -> NDArray[np.int64]:
     present = batch_names(adata, batch_key)
-    known = present if batches is None else tuple(batches)
+    known = present if batches is None else tuple(check_labels("batches", batches).astype(str))
     if unknown := sorted(set(present) - set(known)):
         raise DataError(
             f"batch {unknown[0]!r} of adata.obs[{batch_key!r}] is not one that the model knows; "
@@ -183,6 +185,9 @@ def _batch_codes(
 
 
 def _choose(adata: AnnData, layer: str | None) -> Any:
+    check_adata(adata)
+    if not isinstance(layer, str | None):
+        raise TypeError(f"layer={reprlib.repr(layer)} must be the name of a layer, or None for X.")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(
             f"the AnnData has {adata.n_obs} cells and {adata.n_vars} peaks; at least one of "
@@ -216,6 +221,7 @@ def _to_csr(x: Any) -> sparse.csr_matrix | OnDisk:
         return OnDisk(x, np.arange(x.shape[0]), binary=False)
     if hasattr(x, "to_memory"):
         x = x.to_memory()
+    check_sound(x, "the matrix")
     if not sparse.issparse(x):
         logger.info("the matrix is dense; it is converted to a sparse copy.")
     matrix: Any = x if sparse.issparse(x) else np.asarray(x)

@@ -15,7 +15,8 @@ from pyro_scale.objectives.closed_forms import (
     scale,
 )
 from pyro_scale.objectives.estimators import ESTIMATORS, Objective
-from pyro_scale.objectives.table import TABLE, TWINS, Agreement, Row, find_row, to_markdown
+from pyro_scale.objectives.register import ClosedForm, Registration, register
+from pyro_scale.objectives.table import TABLE, TWINS, Agreement, Row, Table, find_row, to_markdown
 from pyro_scale.objectives.trace_enum_mean_field_elbo import TraceEnumMeanField_ELBO
 
 __all__ = [
@@ -25,10 +26,13 @@ __all__ = [
     "TABLE",
     "TWINS",
     "Agreement",
+    "ClosedForm",
     "Constants",
     "Objective",
     "Point",
+    "Registration",
     "Row",
+    "Table",
     "Terms",
     "TraceEnumMeanField_ELBO",
     "collapsed",
@@ -37,6 +41,7 @@ __all__ = [
     "importance_weighted",
     "mean_field",
     "mean_field_at_z",
+    "register",
     "scale",
     "terms",
     "to_markdown",

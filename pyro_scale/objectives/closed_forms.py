@@ -66,6 +66,9 @@ class Point(NamedTuple):
         be normalised: the published code's is not.
     log_lik_n
         log p(x|z), shape ``(..., n)``.
+    vae, cells
+        What it was evaluated from, for a closed form with another likelihood or parameters of
+        its own; the cells may be sparse (``cells.dense()``). :func:`evaluate` sets them.
     """
 
     z_nd: Tensor
@@ -75,6 +78,8 @@ class Point(NamedTuple):
     loc_kd: Tensor
     var_kd: Tensor
     log_lik_n: Tensor
+    vae: MixtureVAE | None = None
+    cells: Cells | None = None
 
     @property
     def expected_log_p_z_given_c_nk(self) -> Tensor:
@@ -144,6 +149,7 @@ def evaluate(
         ``log_eps`` is used here, in the Bernoulli likelihood.
     """
     loc_nd, var_nd = vae.encoder(cells) if moments is None else moments
+    given = cells
     if cells.is_sparse and constants.log_eps:
         cells = cells.dense()
     if cells.is_sparse:
@@ -154,7 +160,17 @@ def evaluate(
         logits_np = vae.likelihood.logits(z_nd, cells)
         log_lik_n = terms.bernoulli_log_lik(logits_np, cells.x_np, eps=constants.log_eps)
     prior = vae.prior
-    return Point(z_nd, loc_nd, var_nd, prior.log_pi_k, prior.loc_kd, prior.var_kd, log_lik_n)
+    return Point(
+        z_nd,
+        loc_nd,
+        var_nd,
+        prior.log_pi_k,
+        prior.loc_kd,
+        prior.var_kd,
+        log_lik_n,
+        vae,
+        given,
+    )
 
 
 def _average(weight_nk: Tensor, value_nk: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ unsupported
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from pyro_scale.objectives.closed_forms import Point
 from pyro_scale.objectives.estimators import ESTIMATORS
 from pyro_scale.programs import FORMULATIONS, Treatment
 
-__all__ = ["TABLE", "TWINS", "Agreement", "Row", "find_row", "to_markdown"]
+__all__ = ["TABLE", "TWINS", "Agreement", "Row", "Table", "find_row", "to_markdown"]
 
 Agreement = Literal["exact", "in expectation", "unsupported"]
 
@@ -140,7 +140,32 @@ def _fill(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(table)
 
 
-TABLE: tuple[Row, ...] = _fill(_SUPPORTED)
+class Table(Sequence[Row]):
+    """Every formulation x treatment of c x estimator, as it now stands.
+
+    A sequence that is read; :func:`pyro_scale.register` adds to it.
+    """
+
+    def __init__(self, listed: tuple[Row, ...]) -> None:
+        self._set(listed)
+
+    def _set(self, listed: tuple[Row, ...]) -> None:
+        self.listed, self._rows = listed, _fill(listed)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | Sequence[Row]:
+        """A row, or some."""
+        return self._rows[at]
+
+    def __len__(self) -> int:
+        """How many combinations there are."""
+        return len(self._rows)
+
+
+TABLE = Table(_SUPPORTED)
 """Every formulation x treatment of c x estimator."""
 
 
@@ -170,13 +195,14 @@ def find_row(formulation: str, estimator: str | None = None, c: Treatment | None
     """
     if formulation not in FORMULATIONS:
         raise ValueError(
-            f"formulation={formulation!r} is not known; choose one of {', '.join(FORMULATIONS)}."
+            f"formulation={formulation!r} is not known; choose one of {', '.join(FORMULATIONS)}, "
+            "or import the file that registers it (pyro_scale.register)."
         )
     if estimator is not None and estimator not in ESTIMATORS:
         raise ValueError(
             f"estimator={estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}."
         )
-    rows = [row for row in _SUPPORTED if row.formulation == formulation and row.supported]
+    rows = [row for row in TABLE.listed if row.formulation == formulation and row.supported]
     for row in rows:
         if estimator in (None, row.estimator) and c in (None, row.c):
             return row

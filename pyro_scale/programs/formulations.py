@@ -16,7 +16,7 @@ from pyro_scale.programs.guides import (
 from pyro_scale.programs.models import AuxiliaryModel, CollapsedModel, MixtureModel
 from pyro_scale.programs.vae import MixtureVAE
 
-__all__ = ["FORMULATIONS", "Formulation", "Programs", "Treatment", "build"]
+__all__ = ["FORMULATIONS", "Formulation", "Program", "Programs", "Treatment", "build"]
 
 Treatment = Literal["collapsed", "enumerated", "sampled"]
 """What becomes of c: summed out by a density, enumerated by Pyro, or sampled."""
@@ -41,7 +41,8 @@ class Formulation(NamedTuple):
     treatments
         What can become of c, the preferred way first.
     build
-        Builds the programs over a :class:`MixtureVAE`, c enumerated or not.
+        Builds the programs over a :class:`MixtureVAE`, c enumerated or not. Parameters of its
+        own it gives to the ``vae`` where that has none yet, on its device and in its dtype.
     """
 
     name: str
@@ -91,7 +92,7 @@ FORMULATIONS: dict[str, Formulation] = {
         ),
     )
 }
-"""Every formulation by name. A new one is added here, and its rows in the table."""
+"""Every formulation by name; :func:`pyro_scale.register` adds one, with its rows of the table."""
 
 
 def build(vae: MixtureVAE, formulation: str, c: Treatment | None = None) -> Programs:
@@ -122,7 +123,8 @@ def build(vae: MixtureVAE, formulation: str, c: Treatment | None = None) -> Prog
     chosen = FORMULATIONS.get(formulation)
     if chosen is None:
         raise ValueError(
-            f"formulation={formulation!r} is not known; choose one of {', '.join(FORMULATIONS)}."
+            f"formulation={formulation!r} is not known; choose one of {', '.join(FORMULATIONS)}, "
+            "or import the file that registers it (pyro_scale.register)."
         )
     treatment = chosen.treatments[0] if c is None else c
     if treatment not in chosen.treatments:

@@ -117,6 +117,19 @@ class MixtureVAE(nn.Module):
         other._modules = {**self._modules, "prior": prior}
         return other
 
+    def with_encoder(self, encoder: nn.Module) -> MixtureVAE:
+        """The same prior and decoder (shared, not copied) under another q(z|x).
+
+        Parameters
+        ----------
+        encoder
+            Called with :class:`Cells`, it returns mean and variance of q(z|x), each ``(n, d)``;
+            its ``q_z(loc_nd, var_nd)`` is the distribution (:meth:`Encoder.q_z`).
+        """
+        other = copy.copy(self)
+        other._modules = {**self._modules, "encoder": encoder}
+        return other
+
     def add_classifier(self) -> None:
         """Give the model a fresh q(c|x), on the device and in the dtype of its encoder."""
         head = self.encoder.loc

@@ -11,8 +11,12 @@ from pyro_scale.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from pyro_scale.training.loop import fit
-    from pyro_scale.training.mixture_start import choose_n_components, components_from_means
-    from pyro_scale.training.module import TrainingModule, moments
+    from pyro_scale.training.mixture_start import (
+        choose_n_components,
+        components_from_means,
+        moments,
+    )
+    from pyro_scale.training.module import TrainingModule
 
 __all__ = [
     "TrainingModule",
@@ -30,7 +34,7 @@ _LATER = {
     "choose_n_components": "mixture_start",
     "components_from_means": "mixture_start",
     "fit": "loop",
-    "moments": "module",
+    "moments": "mixture_start",
 }
 
 

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -25,6 +26,7 @@ from pyro_scale.errors import OutOfMemory
 from pyro_scale.kernels.parallel import kernels_have_the_threads
 from pyro_scale.objectives import Row
 from pyro_scale.programs import MixtureVAE
+from pyro_scale.training.checkpoint import Checkpoints, check, made_for
 from pyro_scale.training.module import TrainingModule
 from pyro_scale.training.plan import TrainingPlan
 
@@ -49,6 +51,13 @@ class _StopAtBest(EarlyStopping):
         self.keep_best = plan.early_stopping
         self.first_epoch = max(plan.n_warmup, plan.n_kl_warmup)
         self.best_state: dict[str, torch.Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"best_state": self.best_state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.best_state = state_dict["best_state"]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.current_epoch < self.first_epoch:
@@ -83,6 +92,7 @@ def _quiet_and_scoped(seed: int) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*treespec.*")
             warnings.filterwarnings("ignore", message=".*has `__len__` defined.*")  # no workers
+            warnings.filterwarnings("ignore", message="Encountered (NaN|.*inf)")  # told by us
             torch.manual_seed(seed)
             yield
     finally:
@@ -143,6 +153,8 @@ def fit(
     choose_k: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
     history: list[dict[str, Any]] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> pd.DataFrame:
     """Train ``vae`` in place.
 
@@ -168,6 +180,11 @@ def fit(
     history
         A list that every epoch is appended to as it ends, for who wants to know of an interrupted
         run.
+    checkpoint
+        A file that the state of training is written to, and that training goes on from if it is
+        there; None: neither.
+    checkpoint_seconds
+        The least time between two writings; after the last epoch it is written in any case.
 
     Returns
     -------
@@ -180,6 +197,10 @@ def fit(
     ValueError
         If K is to be chosen without a warm-up; if several devices are asked for and the
         estimator calls backward itself, K is to be chosen, or the cells are on disk.
+    CheckpointError
+        If the checkpoint is of other cells or settings, or not one.
+    NonFiniteError
+        If the loss or its gradient is not finite.
     """
     if choose_k and plan.n_warmup == 0:
         raise ValueError(
@@ -216,15 +237,24 @@ def fit(
             several=several,
             history=history,
         )
+        max_epochs, resumed = plan.max_epochs, None
+        if checkpoint is not None:
+            module.made_for = made_for(vae, counts, row, plan, choose_k=choose_k)
+            if checkpoint.exists():
+                found, resumed = check(checkpoint, module.made_for), checkpoint
+                logger.info("going on from %s after %d epochs.", checkpoint, found["epochs"])
+                max_epochs = found["epochs"] if found["finished"] else max_epochs
         callbacks = given.pop("callbacks", None) or []
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        if checkpoint is not None:
+            callbacks = [*callbacks, Checkpoints(checkpoint, checkpoint_seconds)]
         options: dict[str, Any] = {
             "accelerator": accelerator,
-            "max_epochs": plan.max_epochs,
+            "max_epochs": max_epochs,
             "callbacks": [_StopAtBest(vae, plan), *callbacks] if n_validation else callbacks,
             "enable_progress_bar": progress_bar,
             "enable_model_summary": False,
-            "enable_checkpointing": False,
+            "enable_checkpointing": checkpoint is not None,
             "logger": False,
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
@@ -238,7 +268,7 @@ def fit(
             ) from error
         try:
             with _ctrl_c_is_ctrl_c(trainer):
-                trainer.fit(module)
+                trainer.fit(module, ckpt_path=resumed, weights_only=True)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemory(
                 f"out of memory in a minibatch of batch_size={plan.batch_size} cells x "

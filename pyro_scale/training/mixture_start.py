@@ -15,9 +15,11 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
 from torch import Tensor
 
+from pyro_scale.data import Counts, loader
+from pyro_scale.programs import MixtureVAE
 from pyro_scale.training.initialise import at_most
 
-__all__ = ["Start", "choose_n_components", "components_from_means"]
+__all__ = ["Start", "choose_n_components", "components_from_means", "moments"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,17 @@ class Start(NamedTuple):
     pi_k: Tensor
     loc_kd: Tensor
     var_kd: Tensor
+
+
+@torch.inference_mode()
+def moments(vae: MixtureVAE, counts: Counts, batch_size: int = 512) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(z|x) of every cell, each ``(n, d)``, in the cells' order."""
+    was_training = vae.training
+    vae.eval()
+    head = vae.encoder.loc.weight
+    pairs = [vae.encoder(cells.to(head)) for cells in loader(counts, batch_size)]
+    vae.train(was_training)
+    return torch.cat([loc for loc, _ in pairs]), torch.cat([var for _, var in pairs])
 
 
 def components_from_means(

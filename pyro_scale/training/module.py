@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyro_scale.data import Counts, loader
 from pyro_scale.objectives import Objective, Row
 from pyro_scale.programs import Cells, MixtureVAE
+from pyro_scale.training.checkpoint import KEY, random_states, restore_random_states
 from pyro_scale.training.initialise import standard_normal_prior
-from pyro_scale.training.mixture_start import choose_n_components, components_from_means
+from pyro_scale.training.mixture_start import (
+    choose_n_components,
+    components_from_means,
+    moments,
+)
+from pyro_scale.training.non_finite import BackOff, culprit
 from pyro_scale.training.peak_adam import PeakAdam
 from pyro_scale.training.plan import TrainingPlan
 
-__all__ = ["TrainingModule", "moments"]
+__all__ = ["TrainingModule"]
 
 _SUMS = ("loss", "cells", "loss_validation", "cells_validation")
-
-
-@torch.inference_mode()
-def moments(vae: MixtureVAE, counts: Counts, batch_size: int = 512) -> tuple[Tensor, Tensor]:
-    """Mean and variance of q(z|x) of every cell, each ``(n, d)``, in the cells' order."""
-    was_training = vae.training
-    vae.eval()
-    head = vae.encoder.loc.weight
-    pairs = [vae.encoder(cells.to(head)) for cells in loader(counts, batch_size)]
-    vae.train(was_training)
-    return torch.cat([loc for loc, _ in pairs]), torch.cat([var for _, var in pairs])
 
 
 class TrainingModule(L.LightningModule):
@@ -83,6 +78,9 @@ class TrainingModule(L.LightningModule):
         self.history = [] if history is None else history
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._peak_adam: PeakAdam | None = None
+        self.back_off = BackOff(plan.back_offs)
+        self._random_states: dict[str, Any] | None = None  # of a checkpoint, until the next epoch
+        self.made_for: dict[str, Any] = {}
 
     @property
     def warming_up(self) -> bool:
@@ -108,11 +106,14 @@ class TrainingModule(L.LightningModule):
             self._peak_adam = PeakAdam(layer, self.plan.lr)
             peak_adam = [self._peak_adam]
             apart.add(id(layer.weight_ph))
+        prior = list(self.vae.prior.parameters())  # a group of their own: they may be replaced
+        apart.update(map(id, prior))
         groups: list[dict[str, Any]] = [
             {
                 "params": weights,
                 "weight_decay": self.plan.decoder_precision / self.counts.n_cells,
             },
+            {"params": prior},
             {"params": [p for p in self.vae.parameters() if id(p) not in apart]},
         ]
         return [torch.optim.Adam(groups, lr=self.plan.lr, weight_decay=0.0, fused=True), *peak_adam]
@@ -122,23 +123,60 @@ class TrainingModule(L.LightningModule):
         if self._peak_adam is not None:
             self._peak_adam.release()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the history, random states, and what the training is of."""
+        last = self.trainer.should_stop or self.current_epoch + 1 == self.trainer.max_epochs
+        checkpoint[KEY] = {
+            "made_for": self.made_for,
+            "history": self.history,
+            "n_back_offs": self.back_off.n_taken,
+            "finished": last,
+            "random": random_states(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back; a chosen K makes room for its components."""
+        ours = checkpoint[KEY]
+        n_components = len(checkpoint["state_dict"]["vae.prior.logits_k"])
+        if n_components != self.vae.n_components:
+            self.vae.prior.resize(n_components)
+        self.history[:] = ours["history"]
+        self.back_off.n_taken, self._random_states = ours["n_back_offs"], ours["random"]
+
     def on_train_epoch_start(self) -> None:
         """Start the mixture from the encoder's means when the warm-up is over."""
+        if self._random_states is not None and not self.several:  # those of one process
+            restore_random_states(self._random_states)
+        self._random_states = None
         self._sums = dict.fromkeys(_SUMS, 0.0)
         if self.plan.n_warmup > 0 and self.current_epoch == self.plan.n_warmup:
             loc_nd, var_nd = moments(self.vae, self.counts)
             if self.choose_k:
                 self.vae.prior.resize(choose_n_components(loc_nd, self.plan.seed))
-                self._optimizer.optimizer.add_param_group(
-                    {"params": [*self.vae.prior.parameters()]}
-                )
+                self._replace_prior()
             start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.plan.seed)
             self.vae.prior.set_components(*self.trainer.strategy.broadcast(start))
+        optimizers = (self._optimizer.optimizer, self._peak_adam)
+        self.back_off.keep(self.vae, *(each for each in optimizers if each is not None))
+
+    def _replace_prior(self) -> None:
+        """The prior has parameters that the optimiser does not know yet."""
+        optimizer = self._optimizer.optimizer
+        group = optimizer.param_groups[1]
+        for parameter in group["params"]:
+            optimizer.state.pop(parameter, None)
+        group["params"] = [*self.vae.prior.parameters()]
 
     def train_dataloader(self) -> DataLoader[Cells]:
         """The part of every minibatch that is this process's."""
         part = (self.trainer.global_rank, self.trainer.world_size)
-        return loader(self.counts, self.plan.batch_size, seed=self.plan.seed, part=part)
+        return loader(
+            self.counts,
+            self.plan.batch_size,
+            seed=self.plan.seed,
+            epoch=len(self.history),  # Lightning counts the one it goes on from a little later
+            part=part,
+        )
 
     def val_dataloader(self) -> DataLoader[Cells]:
         """The same of held-out cells."""
@@ -177,6 +215,12 @@ class TrainingModule(L.LightningModule):
             backward=self.manual_backward,
         )
         scale = self._clip()
+        if not (math.isfinite(loss) and math.isfinite(scale)):
+            kl_weight = self.plan.kl_weight(self.current_epoch)
+            where = culprit(self.current_objective, cells, kl_weight)
+            when = f"in epoch {self.current_epoch} (step {self.global_step + 1})"
+            self.back_off.not_finite(where, when)
+            return
         optimizer.step()
         if peak_adam is not None:
             peak_adam.step(scale=scale)  # not by Lightning, which would count it as a second step
@@ -184,7 +228,7 @@ class TrainingModule(L.LightningModule):
         self._sums["cells"] += cells.n_cells
 
     def _clip(self) -> float:
-        """Scale gradients down to a norm of at most ``gradient_clip``; the scale.
+        """Scale gradients down to a norm of at most ``gradient_clip``; the scale, NaN if it is not.
 
         Pascanu et al. 2013, arXiv:1211.5063. Gradients that are not longer are not touched.
         """
@@ -192,7 +236,9 @@ class TrainingModule(L.LightningModule):
         norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
         if self._peak_adam is not None:
             norm = torch.hypot(norm, self._peak_adam.norm().to(norm))
-        if not norm > self.plan.gradient_clip:
+        if not norm.isfinite():
+            return math.nan
+        if norm <= self.plan.gradient_clip:
             return 1.0
         torch.nn.utils.clip_grads_with_norm_(held, self.plan.gradient_clip, norm)
         return float(self.plan.gradient_clip / (norm + 1e-6))
@@ -229,6 +275,8 @@ class TrainingModule(L.LightningModule):
             "kl_weight": self.plan.kl_weight(self.current_epoch),
             "elbo_train": elbo,
         }
+        if self.plan.back_offs:
+            epoch["n_back_offs"] = self.back_off.n_taken
         if self._sums["cells_validation"]:
             epoch["elbo_validation"] = self._mean("_validation")
         self.history.append(epoch)

@@ -66,7 +66,7 @@ class PeakAdam(torch.optim.Optimizer):
             "exp_avg": torch.zeros_like(layer.weight_ph),
             "exp_avg_sq": torch.zeros_like(layer.weight_ph),
         }
-        self._settled(0)
+        self._settled()
         self._used: list[tuple[OpenPeaks, Tensor, Tensor]] = []
         layer.product = self._product
         self._hook = layer.register_state_dict_pre_hook(lambda *_: self.settle())
@@ -77,7 +77,18 @@ class PeakAdam(torch.optim.Optimizer):
         self._hook.remove()
         self.layer.product = None
 
-    def _settled(self, n_peaks: int) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The moments of every row as they are now."""
+        self.settle()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take moments that belong to the weights that the layer has now."""
+        super().load_state_dict(state_dict)
+        self._settled()
+        self._used.clear()
+
+    def _settled(self) -> None:
         """Nobody is owed anything: steps are counted from here."""
         self._last_p = np.zeros(len(self.layer.weight_ph), np.int64)
         self._owed = np.zeros(1)  # by the step of a row's last gradient
@@ -165,7 +176,7 @@ class PeakAdam(torch.optim.Optimizer):
         behind = np.flatnonzero(self._last_p < len(self._owed) - 1)
         if len(behind):
             peak_rows.pay(behind, self._due(behind), self.param_groups[0]["eps"], *self._memory)
-        self._settled(len(self._last_p))
+        self._settled()
 
 
 class _Product(torch.autograd.Function):

@@ -42,6 +42,9 @@ class TrainingPlan:
         ``patience`` epochs, and go back to the best weights.
     n_particles
         Samples per evaluation of the objective.
+    back_offs
+        How many times training may go back to the end of the last epoch, with half the learning
+        rate, when the loss or its gradient is not finite; then, or with none, it is an error.
     seed
         Of everything that is random in training.
     """
@@ -58,6 +61,7 @@ class TrainingPlan:
     early_stopping: bool = False
     patience: int = 30
     n_particles: int = 1
+    back_offs: int = 0
     seed: int = 0
 
     @classmethod
@@ -101,6 +105,8 @@ class TrainingPlan:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least one.")
         if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed!r} must be a whole number from 0 to 2**32 - 1.")
+        if not isinstance(self.back_offs, Integral) or self.back_offs < 0:
+            raise ValueError(f"back_offs={self.back_offs!r} must be a whole number, not negative.")
         for name in ("lr", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above zero.")

@@ -1,0 +1,185 @@
+"""`register`: a mistake is named, and nothing is registered."""
+
+import pytest
+from helpers import small_scale
+from tempered import (
+    EXACT,
+    EXACT_FIELDS,
+    ON_AVERAGE,
+    TEMPERED,
+    TWIN,
+    all_that_is_registered,
+    changed,
+    tempered,
+)
+
+import pyro_scale as ps
+from pyro_scale.comparison import compare
+from pyro_scale.objectives import Row, collapsed, find_row
+from pyro_scale.programs import MixtureModel
+from pyro_scale.programs.formulations import Program, Programs
+
+
+@pytest.fixture(autouse=True)
+def the_table_is_left_as_it_was():
+    before = all_that_is_registered()
+    yield
+    assert all_that_is_registered() == before
+
+
+@pytest.fixture
+def registered():
+    with ps.register(TEMPERED, [EXACT, ON_AVERAGE], TWIN) as registration:
+        yield registration
+
+
+REFUSED = {
+    "a name of the package": (
+        TEMPERED._replace(name="collapsed"),
+        [EXACT],
+        TWIN,
+        "package's own",
+        ValueError,
+    ),
+    "no word": (TEMPERED._replace(name="a b"), [EXACT], TWIN, "expected a word", ValueError),
+    "no formulation": ("tempered", [EXACT], TWIN, "expected a .*Formulation", TypeError),
+    "no function": (TEMPERED._replace(build=3), [EXACT], TWIN, "build .* is a int", TypeError),
+    "no treatment": (TEMPERED._replace(treatments=()), [EXACT], TWIN, "treatments=", ValueError),
+    "a word as treatments": (
+        TEMPERED._replace(treatments="sampled"),
+        [EXACT],
+        TWIN,
+        "expected a tuple of collapsed, enumerated, sampled",
+        ValueError,
+    ),
+    "no programs": (
+        TEMPERED._replace(build=lambda vae, _: MixtureModel(vae)),
+        [EXACT],
+        TWIN,
+        r"expected Programs\(model, guide\)",
+        TypeError,
+    ),
+    "plain functions": (
+        TEMPERED._replace(build=lambda vae, _: Programs(print, print)),
+        [EXACT],
+        TWIN,
+        "each a .*Program",
+        TypeError,
+    ),
+    "a closed form of the package": (
+        TEMPERED,
+        [changed(3, "scale")],
+        {"scale": tempered},
+        "'scale' of 'tempered' is there already",
+        ValueError,
+    ),
+    "a closed form that is none": (TEMPERED, [EXACT], {"tempered": 1}, "is a int", TypeError),
+    "a closed form no row names": (
+        TEMPERED,
+        [EXACT],
+        TWIN | {"other": tempered},
+        "no row of 'tempered' names its closed form 'other'",
+        ValueError,
+    ),
+    "a row of another": (
+        TEMPERED,
+        [EXACT, changed(0, "scale")],
+        TWIN,
+        "row of 'scale', not of 'tempered'",
+        ValueError,
+    ),
+    "an unknown estimator": (
+        TEMPERED,
+        [changed(1, "SVI")],
+        TWIN,
+        "estimator='SVI'; there is Trace_ELBO",
+        ValueError,
+    ),
+    "an unknown closed form": (
+        TEMPERED,
+        [EXACT, changed(3, "hot")],
+        TWIN,
+        "twin='hot'; there is collapsed.*, tempered",
+        ValueError,
+    ),
+    "a treatment it lacks": (
+        TEMPERED,
+        [changed(2, "collapsed")],
+        TWIN,
+        "c='collapsed'; there is enumerated, sampled",
+        ValueError,
+    ),
+    "an agreement that there is not": (
+        TEMPERED,
+        [changed(4, "nearly")],
+        TWIN,
+        "value_agreement='nearly'; there is exact, in expectation",
+        ValueError,
+    ),
+    "half a row": (
+        TEMPERED,
+        [changed(5, "unsupported")],
+        TWIN,
+        "supported in part",
+        ValueError,
+    ),
+    "a row twice": (TEMPERED, [EXACT, EXACT], TWIN, "is there twice", ValueError),
+    "a tuple for a row": (TEMPERED, [EXACT_FIELDS], TWIN, "expected .*Row", TypeError),
+    "nothing supported": (
+        TEMPERED,
+        [Row("tempered", "RenyiELBO", "sampled", note="biased")],
+        {},
+        "no supported row",
+        ValueError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_mistake_is_named_and_registers_nothing(name):
+    formulation, rows, twins, words, kind = REFUSED[name]
+    with pytest.raises(kind, match=words):
+        ps.register(formulation, rows, twins)
+
+
+def test_a_refused_replacement_leaves_the_first(registered):
+    with pytest.raises(ValueError, match="twin='hot'"):
+        ps.register(TEMPERED, [changed(3, "hot")], replace=True)
+    assert find_row("tempered") == EXACT
+
+
+def test_a_build_that_fails_says_so_itself():
+    def broken(vae, _):
+        raise RuntimeError("no such layer")
+
+    with pytest.raises(RuntimeError, match="no such layer"):
+        ps.register(TEMPERED._replace(build=broken), [EXACT], TWIN)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (lambda at: at.log_lik_n.mean(), r"returned \(\) for 5 cells"),
+        (lambda at: 0.0, "returned float"),
+    ],
+)
+def test_a_closed_form_of_the_wrong_shape_is_named_with_its_row(cells, form, words):
+    with (
+        ps.register(TEMPERED, [EXACT], {"tempered": form}),
+        pytest.raises(ValueError, match=words),
+    ):
+        compare(small_scale(cells), n_cells=5, n_samples=3, formulations=["tempered"])
+
+
+def test_what_goes_wrong_in_a_row_says_which_row(cells):
+    class Odd(Program):
+        def forward(self, cells, kl_weight=1.0):
+            raise ZeroDivisionError("in the guide")
+
+    odd = TEMPERED._replace(build=lambda vae, _: Programs(MixtureModel(vae), Odd(vae)))
+    with (
+        ps.register(odd, [EXACT], {"tempered": collapsed}),
+        pytest.raises(ZeroDivisionError) as caught,
+    ):
+        compare(small_scale(cells), n_cells=5, n_samples=3, formulations=["tempered"])
+    assert caught.value.__notes__ == ["in the row tempered, TraceEnum_ELBO, c enumerated"]
