@@ -38,12 +38,14 @@ def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = Non
     TypeError, ValueError
         If it is none, or out of bounds.
     """
-    span = f"a whole number of at least {least}" + (f" and at most {most}" if most else "")
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name}={reprlib.repr(value)} must be {span}.")
+        raise TypeError(f"{name}={reprlib.repr(value)} must be a whole number.")
     number = int(value)
-    if number < least or (most is not None and number > most):
-        raise ValueError(f"{name}={reprlib.repr(value)} must be {span}.")
+    if number < least:
+        words = {0: "zero", 1: "one", 2: "two"}.get(least, str(least))
+        raise ValueError(f"{name}={reprlib.repr(value)} must be at least {words}.")
+    if most is not None and number > most:
+        raise ValueError(f"{name}={reprlib.repr(value)} must be at most {most}.")
     return number
 
 
@@ -85,18 +87,18 @@ def check_choice(name: str, value: Any, choices: Iterable[str | None]) -> None:
     """One of some words."""
     known = list(choices)
     if not isinstance(value, str | None) or value not in known:
-        raise ValueError(
-            f"{name}={reprlib.repr(value)} is not known; choose one of "
-            f"{', '.join(map(repr, known))}."
-        )
+        words = f"one of {', '.join(map(str, known))}"
+        if len(known) == 2:
+            words = f"{known[0]!r} or {known[1]!r}"
+        raise ValueError(f"{name}={reprlib.repr(value)} is not known; choose {words}.")
 
 
 def check_adata(adata: Any) -> None:
     """An AnnData, and not what may be read as one."""
     if not isinstance(adata, AnnData):
         raise TypeError(
-            f"expected an anndata.AnnData of cells x peaks, got {type(adata).__name__}; read a "
-            "file with pyro_scale.read(path) first."
+            f"expected an anndata.AnnData of cells x peaks, got {type(adata).__name__}; read "
+            "a file with anndata.read_h5ad(path) first."
         )
 
 

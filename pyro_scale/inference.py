@@ -157,7 +157,7 @@ def pareto_k(
     vae: MixtureVAE, counts: Counts, n_samples: int, batch_size: int, seed: int
 ) -> NDArray[np.float32]:
     """k-hat of the importance weights of q(z|x), shape ``(n,)``."""
-    check_whole("n_samples", n_samples, least=diagnostics.FEWEST_DRAWS, most=_MOST_DRAWS)
+    check_whole("n_samples", n_samples, most=_MOST_DRAWS)
 
     def one(cells: Cells, normal: _Normal) -> Tensor:
         moments = loc_nd, var_nd = vae.encoder(cells)

@@ -134,11 +134,21 @@ def test_a_run_that_fails_leaves_the_old_result(file, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(ps.SCALE, "save", fail)
-    told = run(file, output, "--overwrite")
+    with monkeypatch.context() as patch:
+        patch.setattr(ps.SCALE, "save", fail)
+        told = run(file, output, "--overwrite")
     assert told.exit_code == 1
     assert "No space left on device" in told.stderr
+    checkpoint = output / "training.checkpoint"
+    assert checkpoint.exists()  # the training is not lost
+    kept = checkpoint.read_bytes()
+    checkpoint.unlink()
     assert tree(tmp_path) == before
+    checkpoint.write_bytes(kept)
+    told = run(file, output, "--overwrite")
+    assert told.exit_code == 0, told.output
+    assert "going on from it" in told.output
+    assert not checkpoint.exists()
 
 
 def test_compare_shows_the_table_and_writes_what_is_asked_for(file, tmp_path):

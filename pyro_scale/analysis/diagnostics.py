@@ -13,7 +13,6 @@ from scipy.special import logsumexp
 from pyro_scale.checks import check_array, check_flag, check_whole
 
 __all__ = [
-    "FEWEST_DRAWS",
     "K_HAT_LIMIT",
     "calibration",
     "importance_log_evidence",
@@ -24,9 +23,7 @@ __all__ = [
 K_HAT_LIMIT = 0.7
 """Above it, importance weights from any practical number of draws cannot be trusted."""
 
-FEWEST_DRAWS = 25
-"""Per cell: the fit of the tail wants five, which are a fifth of these."""
-
+_FEWEST_DRAWS = 25  # the fit of the tail wants five draws, which are a fifth of these
 _NO_SPREAD = 1e-9  # nats: below it, weights differ by rounding
 
 
@@ -38,9 +35,9 @@ def _smoothed(log_weight_sn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
             f"log weights of shape {log_w_sn.shape}: expected (draws, cells); for one cell give "
             "log_weight[:, None]."
         )
-    if len(log_w_sn) < FEWEST_DRAWS:
+    if len(log_w_sn) < _FEWEST_DRAWS:
         raise ValueError(
-            f"{len(log_w_sn)} draws per cell: a tail is fitted to no fewer than {FEWEST_DRAWS}."
+            f"{len(log_w_sn)} draws per cell: a tail is fitted to no fewer than {_FEWEST_DRAWS}."
         )
     wrong = np.isnan(log_w_sn) | (log_w_sn == np.inf)
     if wrong.any() or (log_w_sn == -np.inf).all(0).any():

@@ -1,5 +1,6 @@
 """What is believed: prior, networks, likelihood, the model, one guide per formulation."""
 
+from pyro_scale.programs._program import Program
 from pyro_scale.programs.cells import Cells
 from pyro_scale.programs.formulations import FORMULATIONS, Formulation, Programs, Treatment, build
 from pyro_scale.programs.guides import (
@@ -42,6 +43,7 @@ __all__ = [
     "PeakLinear",
     "PoissonLikelihood",
     "PosteriorVariance",
+    "Program",
     "Programs",
     "StructuredGuide",
     "Treatment",
