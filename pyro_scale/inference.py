@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_scale.analysis import diagnostics
 from pyro_scale.checks import check_choice, check_flag, check_seed, check_whole
 from pyro_scale.data import Counts, loader
+from pyro_scale.errors import NonFiniteError
 from pyro_scale.objectives import TWINS, evaluate
 from pyro_scale.programs import Cells, MixtureVAE
 
@@ -75,6 +76,17 @@ def _map(
     return torch.cat(parts).numpy()
 
 
+def _moments(vae: MixtureVAE, cells: Cells) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(z|x), each ``(n, d)``; an error where they are no numbers."""
+    loc_nd, var_nd = vae.encoder(cells)
+    if not (torch.isfinite(loc_nd).all() and torch.isfinite(var_nd).all()):
+        raise NonFiniteError(
+            "q(z|x) of some cells is not finite: the weights of this model are too large to be "
+            "those of a training that worked; train it again."
+        )
+    return loc_nd, var_nd
+
+
 def latent(
     vae: MixtureVAE, counts: Counts, give_mean: bool, batch_size: int, seed: int
 ) -> NDArray[np.float32]:
@@ -82,7 +94,7 @@ def latent(
     check_flag("give_mean", give_mean)
 
     def one(cells: Cells, normal: _Normal) -> Tensor:
-        loc_nd, var_nd = vae.encoder(cells)
+        loc_nd, var_nd = _moments(vae, cells)
         return loc_nd if give_mean else normal.draw(loc_nd, var_nd, 1)[0]
 
     return _map(vae, counts, batch_size, seed, one)
@@ -98,7 +110,7 @@ def responsibilities(
     def one(cells: Cells, normal: _Normal) -> Tensor:
         if kind == "amortized":
             return vae.log_q_c(cells).exp()
-        loc_nd, var_nd = vae.encoder(cells)
+        loc_nd, var_nd = _moments(vae, cells)
         if kind == "optimal":
             return vae.prior.log_optimal_q_c(loc_nd, var_nd).exp()
         if kind == "at_mean":
@@ -121,7 +133,7 @@ def bound(
     check_whole("n_mc_samples", n_samples, most=_MOST_DRAWS)
 
     def one(cells: Cells, normal: _Normal) -> Tensor:
-        moments = loc_nd, var_nd = vae.encoder(cells)
+        moments = loc_nd, var_nd = _moments(vae, cells)
         z_snd = normal.draw(loc_nd, var_nd, n_samples)
         if name == "importance_weighted":
             log_w_sn = log_weights(vae, cells, z_snd, moments)
@@ -160,7 +172,7 @@ def pareto_k(
     check_whole("n_samples", n_samples, most=_MOST_DRAWS)
 
     def one(cells: Cells, normal: _Normal) -> Tensor:
-        moments = loc_nd, var_nd = vae.encoder(cells)
+        moments = loc_nd, var_nd = _moments(vae, cells)
         z_snd = normal.draw(loc_nd, var_nd, n_samples)
         log_w_sn = log_weights(vae, cells, z_snd, moments)
         return torch.from_numpy(diagnostics.pareto_k(log_w_sn.cpu().numpy()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from anndata import AnnData
 from pyro_scale import checks, inference, saving
 from pyro_scale.configuration import Configuration
 from pyro_scale.data import Counts, batch_names
-from pyro_scale.errors import DataError, ModelFileError
+from pyro_scale.errors import DataError, ModelFileError, NonFiniteError
 from pyro_scale.original import read_original
 from pyro_scale.peak_results import PeakResults
 from pyro_scale.programs import LikelihoodName, MixtureVAE, Treatment
@@ -277,7 +276,7 @@ class SCALE(PeakResults):
 
         Raises
         ------
-        ModelFileError
+        ModelFileError, NonFiniteError
             If the folder does not hold a model that this version understands.
         DataError
             If ``adata`` lacks peaks of the model.
@@ -317,11 +316,10 @@ class SCALE(PeakResults):
                 "give the adata.h5ad that SCALE wrote beside it, whose peaks are those it kept."
             )
         model._set(vae.eval(), counts, pd.DataFrame())
-        elbo = inference.bound(vae, counts, "collapsed", 1, 256, 0).mean()
-        if not math.isfinite(elbo):
-            raise ModelFileError(
-                f"{path}: its bound on these cells is {elbo}: its training failed."
-            )
+        try:
+            elbo = inference.bound(vae, counts, "collapsed", 1, 256, 0).mean()
+        except NonFiniteError as error:
+            raise ModelFileError(f"{path}: its training failed: {error}") from error
         model.history = pd.DataFrame(
             {"phase": "SCALE", "kl_weight": 1.0, "elbo_train": float(elbo)},
             index=pd.Index([0], name="epoch"),

@@ -20,12 +20,18 @@ from mutations import damaged_bytes, damaged_json, seal
 
 import pyro_scale as ps
 from pyro_scale.data import as_counts, read
-from pyro_scale.errors import DataError, ModelFileError, NotTrainedError, OutOfMemory
+from pyro_scale.errors import (
+    DataError,
+    ModelFileError,
+    NonFiniteError,
+    NotTrainedError,
+    OutOfMemory,
+)
 from pyro_scale.saved_files import FILES
 
 __all__ = ["TARGETS", "BrokenError", "outcome"]
 
-NAMED = (DataError, ModelFileError, NotTrainedError, OutOfMemory)
+NAMED = (DataError, ModelFileError, NonFiniteError, NotTrainedError, OutOfMemory)
 PLAIN = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError)
 PACKAGE = str(Path(ps.__file__).parent)
 

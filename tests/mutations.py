@@ -144,10 +144,13 @@ NUMBERS = [
 
 def damaged_json(content, rng):
     """A copy of a JSON value with some of it replaced, taken out, added or wrapped."""
-    content = json.loads(json.dumps(content))
+    text = json.dumps(content)
     for _ in range(int(rng.choice([1, 1, 2, 4]))):
-        content = _one_json(content, rng)
-    return content
+        try:
+            text = json.dumps(_one_json(json.loads(text), rng))
+        except RecursionError:  # nested deeper than can be written
+            break
+    return json.loads(text)
 
 
 def _one_json(content, rng):

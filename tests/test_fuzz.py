@@ -149,6 +149,17 @@ def test_a_heap_of_strings_without_end_is_not_read_for_ever(tmp_path):
             ps.read(path)
 
 
+def test_a_string_whose_type_is_damaged_is_not_read(tmp_path):
+    """A crash in h5py: a type of varying length that is neither string nor list."""
+    path = write_h5ad(a_dozen_cells(), tmp_path / "a.h5ad")
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"\x19\x01\x01\x00\x10\x00\x00\x00")  # the last attribute's
+    data[at + 1] = 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ps.DataError, match="is ragged"):
+        ps.read(path)
+
+
 @pytest.mark.parametrize("indptr", ["descends", "ends early", "starts late"])
 @pytest.mark.parametrize("kind", ["h5ad", "zarr v2", "10x h5"])
 def test_rows_that_do_not_follow_each_other_are_refused(indptr, kind, tmp_path):
@@ -245,6 +256,18 @@ def test_numbers_beyond_float32_are_no_model(tmp_path):
         torch.save(state, tmp_path / "model.pt")
         with pytest.raises(ps.ModelFileError, match="training failed"):
             ps.SCALE.from_original(tmp_path / "model.pt", cells)
+
+
+def test_weights_that_overflow_are_told_when_cells_are_asked_for(tmp_path):
+    """Finite, and sealed by whoever made them: torch's ValueError, or NaN."""
+    model = train(small_scale(a_dozen_cells(), 2), 1)
+    with torch.no_grad():
+        model.vae.encoder.loc.weight.fill_(3e38)
+    model.save(tmp_path / "model")
+    loaded = ps.SCALE.load(tmp_path / "model", a_dozen_cells())
+    for verb in ("get_latent_representation", "get_responsibilities", "get_elbo", "get_pareto_k"):
+        with pytest.raises(ps.errors.NonFiniteError, match="is not finite"):
+            getattr(loaded, verb)()
 
 
 def test_strange_cells_and_json_differ():

@@ -76,6 +76,7 @@ def check_arrays(root: Any, path: Path) -> None:
     """
     n_bytes = _size(path)
     for name, group in _groups(root, path.name):
+        _check_types(group, name)
         for key, array in _arrays(group, name):
             claimed = int(np.prod(array.shape, dtype=object)) * array.dtype.itemsize
             if claimed > max(_MOST, _MOST_PACKED * n_bytes):
@@ -133,6 +134,7 @@ def _groups(group: Any, name: str, seen: set[int] | None = None) -> Iterator[tup
 def _arrays(group: Any, name: str) -> Iterator[tuple[str, Any]]:
     for key in group:
         array = group[key]
+        _check_types(array, f"{name}/{key}")
         if isinstance(array, h5py.Dataset) and (array.external or array.is_virtual):
             raise DataError(
                 f"the numbers of {name}/{key} are in other files; expected a file that holds its "
@@ -140,6 +142,26 @@ def _arrays(group: Any, name: str) -> Iterator[tuple[str, Any]]:
             )
         if hasattr(array, "dtype"):
             yield key, array
+
+
+def _check_types(member: Any, name: str) -> None:
+    """Strings and numbers, the types that AnnData has: of ragged ones HDF5 may crash when read."""
+    if isinstance(member, h5py.Dataset):
+        _refuse_ragged(member.id.get_type(), name)
+    if isinstance(member, (h5py.Dataset, h5py.Group)):
+        for number in range(h5py.h5a.get_num_attrs(member.id)):
+            attribute = h5py.h5a.open(member.id, index=number)
+            _refuse_ragged(attribute.get_type(), f"an attribute of {name}")
+
+
+def _refuse_ragged(kind: Any, where: str) -> None:
+    if isinstance(kind, h5py.h5t.TypeCompoundID):
+        for number in range(kind.get_nmembers()):
+            _refuse_ragged(kind.get_member_type(number), where)
+    if isinstance(kind, h5py.h5t.TypeArrayID):
+        _refuse_ragged(kind.get_super(), where)
+    if isinstance(kind, h5py.h5t.TypeVlenID):
+        raise DataError(f"{where} is ragged, which is nothing that AnnData holds.")
 
 
 def _size(path: Path) -> int:
