@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Any, Literal, get_args
 
+from pyro_scale.checks import check_choice, check_seed, check_whole
 from pyro_scale.objectives import Row, find_row
 from pyro_scale.programs import LikelihoodName, PosteriorVariance, Treatment
 
@@ -56,12 +57,8 @@ class Configuration:
             value = getattr(self, name)
             if name == "n_components" and value is None:
                 continue
-            if not _whole(value) or not 1 <= value <= _WIDEST:
-                raise ValueError(
-                    f"{name}={reprlib.repr(value)} must be a whole number of at least one, "
-                    f"and at most {_WIDEST}."
-                )
-            object.__setattr__(self, name, int(value))  # numpy's integers are not JSON
+            # As Python's own: numpy's integers are not JSON.
+            object.__setattr__(self, name, check_whole(name, value, most=_WIDEST))
         for name in ("hidden", "decoder_hidden"):
             widths = getattr(self, name)
             if not isinstance(widths, (tuple, list)) or not all(
@@ -74,11 +71,7 @@ class Configuration:
             if len(widths) > _DEEPEST:
                 raise ValueError(f"{name} has {len(widths)} layers; at most {_DEEPEST} are built.")
             object.__setattr__(self, name, tuple(int(width) for width in widths))
-        if not _whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise ValueError(
-                f"seed={reprlib.repr(self.seed)} must be a whole number from 0 to 2**32 - 1."
-            )
-        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "seed", check_seed(self.seed))
         row = self.row
         if self.n_components is None and row.formulation == "amortized":
             raise ValueError(
@@ -97,11 +90,7 @@ class Configuration:
                     f"{name}={reprlib.repr(getattr(self, name))} must be a string, or None."
                 )
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}={reprlib.repr(getattr(self, name))} is not known; choose "
-                    f"{' or '.join(map(repr, choices))}."
-                )
+            check_choice(name, getattr(self, name), choices)
         if self.batches is None:
             return
         if (

@@ -12,13 +12,14 @@ import pyro
 import pytest
 import torch
 from figures import a_result, state_of_matplotlib
+from tempered import EXACT, ON_AVERAGE, TEMPERED, TWIN, all_that_is_registered
 
 import pyro_scale as ps
 
 
 @pytest.fixture(autouse=True)
 def nothing_of_the_caller_changes():
-    """The library leaves Pyro's store and settings, torch's dtype and threads alone."""
+    """The library leaves Pyro's store and settings, torch's dtype and threads, the table alone."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (what the published package draws from)
     torch.manual_seed(0)
@@ -34,6 +35,7 @@ def _process_state():
         "validation": pyro.settings.get("validate_infer"),
         "dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
+        "table": all_that_is_registered(),
     }
 
 
@@ -88,6 +90,13 @@ def published():
     yield package
     for module in [m for m in sys.modules if m == "scale" or m.startswith("scale.")]:
         del sys.modules[module]
+
+
+@pytest.fixture
+def registered():
+    """A formulation beside the package's own."""
+    with ps.register(TEMPERED, [EXACT, ON_AVERAGE], TWIN) as registration:
+        yield registration
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import zarr
-from formats import FORMATS, a_dozen_cells, write_10x_h5, write_h5ad, write_mtx, write_zarr
+from formats import FORMATS, V2, a_dozen_cells, write_10x_h5, write_h5ad, write_mtx, write_zarr
 from fuzz_arguments import strange_cells
 from fuzz_targets import TARGETS, is_ours, original_state, outcome
 from helpers import small_scale, train
@@ -25,7 +25,7 @@ from mutations import damaged_bytes, damaged_json, seal
 from scipy import sparse
 
 import pyro_scale as ps
-from pyro_scale.data import as_counts
+from pyro_scale.data import as_counts, claims
 
 N = {"zarr": 60, "sealed": 80, "arguments": 250}  # slower, or wider, than the others' 150
 
@@ -133,8 +133,10 @@ def test_any_option_is_understood_or_refused(given_):
 # What once broke, and how.
 
 
-def test_a_heap_of_strings_without_end_is_not_read_for_ever(tmp_path):
+@pytest.mark.parametrize("large", [claims._LARGE, 0], ids=["small", "large"])
+def test_a_heap_of_strings_without_end_is_not_read_for_ever(tmp_path, monkeypatch, large):
     """HDF5 2.0 hangs on it: an entry of free space of no length, where strings have moved."""
+    monkeypatch.setattr(claims, "_LARGE", large)
     for path in (
         write_h5ad(a_dozen_cells(), tmp_path / "a.h5ad"),
         FORMATS["h5mu"](a_dozen_cells(), tmp_path),
@@ -147,6 +149,40 @@ def test_a_heap_of_strings_without_end_is_not_read_for_ever(tmp_path):
         path.write_bytes(data)
         with pytest.raises(ps.DataError, match=f"its strings at byte {at} have no end"):
             ps.read(path)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_in_a_large_file_the_bytes_of_numbers_are_passed_over(tmp_path, compression):
+    cells = ps.simulate(n_cells=400, n_peaks=300, n_clusters=2, density=0.2, seed=0)
+    cells.write_h5ad(tmp_path / "a.h5ad", compression=compression)
+    size = (tmp_path / "a.h5ad").stat().st_size
+    passed = sum(end - start for start, end in claims._numbers(tmp_path / "a.h5ad"))
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        numbers = sum(file["X"][key].id.get_storage_size() for key in ("data", "indices", "indptr"))
+    assert numbers <= passed < size
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda body: [*body[:-1], body[-1] + " 1 1 1 1 1"], "is not 3 numbers"),  # scipy crashes
+        (lambda body: [*body[:4], "7", *body[5:]], "line 5 .* is not 3 numbers"),
+        (lambda body: body[:-1], "claims .* entries and has"),
+        (lambda body: [*body, body[-1]], "claims .* entries and has"),
+        (lambda body: ["1 \x00 1", *body[1:]], "line 1 .* is not 3 numbers"),
+    ],
+)
+def test_an_mtx_whose_lines_are_not_what_they_should_be(tmp_path, damage, words):
+    folder = write_mtx(a_dozen_cells(), tmp_path, V2)
+    (path,) = folder.glob("*.mtx")
+    lines = path.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if not line.startswith("%")) + 1
+    for end in ("", "\n", "\r\n\n"):  # and what is whole is read
+        path.write_bytes("\r\n".join(lines).encode() + end.encode())
+        assert ps.read(folder).n_obs == 12
+    path.write_text("\n".join([*lines[:start], *damage(lines[start:])]))
+    with pytest.raises(ps.DataError, match=words):
+        ps.read(folder)
 
 
 def test_a_string_whose_type_is_damaged_is_not_read(tmp_path):
@@ -204,7 +240,7 @@ def test_bytes_that_are_no_numbers_are_refused_in_a_matrix(byte, suffix, tmp_pat
         data = file.read()
     with opened(folder / names[0], "wb") as file:
         file.write(data[:200].rstrip() + byte + data[200:])
-    with pytest.raises(ps.DataError, match="among its numbers"):
+    with pytest.raises(ps.DataError, match="is not 3 numbers"):
         ps.read(folder)
 
 

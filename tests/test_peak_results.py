@@ -150,13 +150,14 @@ def test_differential_accessibility_finds_the_markers(bernoulli, adata):
         *("comparison", "group1", "group2"),
     ]
     assert list(table["comparison"].unique()) == [f"type_{i} vs rest" for i in (1, 2, 3)]
+    markers = []  # of every peak called for a type: whether it is one of that type's
     for name, part in table.groupby("group1"):
         assert list(part.index) == list(adata.var_names)
         called = part[part["is_da_fdr"]]
         up = called[called["effect_size"] < 0]  # est_prob2 - est_prob1
         of = adata.var.loc[up.index, "marker_of"].astype(str)
         assert len(up) > 5
-        assert (of == name).mean() > 0.7
+        markers.extend(of == name)
         one = (adata.obs["cell_type"] == name).to_numpy()
         is_open = (adata.X > 0).toarray()
         np.testing.assert_allclose(part["emp_prob1"], is_open[one].mean(0))
@@ -164,6 +165,7 @@ def test_differential_accessibility_finds_the_markers(bernoulli, adata):
         estimated = part["est_prob1"].to_numpy()
         assert np.corrcoef(estimated, part["emp_prob1"])[0, 1] > 0.8
         np.testing.assert_allclose(part["effect_size"], part["est_prob2"] - estimated)
+    assert np.mean(markers) > 0.8  # chance: a sixth
 
 
 def test_groups_that_do_not_differ_have_no_discoveries(bernoulli):

@@ -138,3 +138,10 @@ def test_every_parameter_is_in_the_state_dict_once():
     vae = small_vae(classifier=True)
     pointers = [t.data_ptr() for t in vae.state_dict().values()]
     assert len(pointers) == len(set(pointers))
+
+
+def test_a_classifier_of_another_width_than_the_prior_is_refused():
+    vae = small_vae(classifier=True)
+    vae.prior.resize(vae.n_components + 1)
+    with pytest.raises(ValueError, match="give n_components"):
+        vae.log_q_c(small_cells())

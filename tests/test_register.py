@@ -17,7 +17,6 @@ from tempered import (
     TEMPERED,
     TWIN,
     TemperedGuide,
-    all_that_is_registered,
     changed,
     tempered,
 )
@@ -35,19 +34,6 @@ from pyro_scale.objectives import (
 )
 from pyro_scale.programs import FORMULATIONS, Encoder, LatentGuide, MixtureModel
 from pyro_scale.programs.formulations import Formulation, Program, Programs
-
-
-@pytest.fixture(autouse=True)
-def the_table_is_left_as_it_was():
-    before = all_that_is_registered()
-    yield
-    assert all_that_is_registered() == before
-
-
-@pytest.fixture
-def registered():
-    with ps.register(TEMPERED, [EXACT, ON_AVERAGE], TWIN) as registration:
-        yield registration
 
 
 def test_everything_that_reads_the_table_knows_it(registered, cells):

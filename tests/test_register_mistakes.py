@@ -5,10 +5,8 @@ from helpers import small_scale
 from tempered import (
     EXACT,
     EXACT_FIELDS,
-    ON_AVERAGE,
     TEMPERED,
     TWIN,
-    all_that_is_registered,
     changed,
     tempered,
 )
@@ -18,20 +16,6 @@ from pyro_scale.comparison import compare
 from pyro_scale.objectives import Row, collapsed, find_row
 from pyro_scale.programs import MixtureModel
 from pyro_scale.programs.formulations import Program, Programs
-
-
-@pytest.fixture(autouse=True)
-def the_table_is_left_as_it_was():
-    before = all_that_is_registered()
-    yield
-    assert all_that_is_registered() == before
-
-
-@pytest.fixture
-def registered():
-    with ps.register(TEMPERED, [EXACT, ON_AVERAGE], TWIN) as registration:
-        yield registration
-
 
 REFUSED = {
     "a name of the package": (

@@ -206,13 +206,8 @@ def run(
             if verbose:
                 say(f"configuration: {model.configuration.to_dict()}")
                 say(f"training settings: {settings}")
-            _train(
-                model,
-                output / CHECKPOINT,
-                overwrite=overwrite,
-                early_stopping=early_stopping,
-                **settings,
-            )
+            settings |= {"early_stopping": early_stopping}
+            _train(model, output / CHECKPOINT, overwrite=overwrite, **settings)
             if verbose:
                 console.print(model.history.to_string(), markup=False, highlight=False)
         outputs.write(model, adata, output, pretrain=pretrain)

@@ -20,7 +20,6 @@ __all__ = ["read_matrix_market"]
 
 logger = logging.getLogger(__name__)
 
-_NUMBERS = b"0123456789+-.eE \t\r\nnaifNAIF"  # NaN and infinities too: they are refused later
 _BLOCK = 2**24  # bytes read at a time
 _MATRIX = re.compile(r"^(.*?)(matrix|counts?|data)?$", re.IGNORECASE)
 _CELLS = re.compile(r"^(.*?)(barcodes?)$", re.IGNORECASE)
@@ -67,14 +66,14 @@ def read_matrix_market(path: Path, *, peaks: str | None = None) -> AnnData:
         var = _peak_names(features.path)
     with readable(matrix.path, "a Matrix Market file"):
         # What its first lines claim, before that is made room for.
-        n_rows, n_columns, n_entries, *_ = io.mminfo(str(matrix.path))
+        n_rows, n_columns, n_entries, layout, field, _ = io.mminfo(str(matrix.path))
         turned = _peaks_are_rows((n_rows, n_columns), len(var), len(obs), peaks, matrix.path)
         if n_entries > n_rows * n_columns:
             raise DataError(
                 f"{matrix.path} claims {n_entries} entries in a matrix of {n_rows} x {n_columns}: "
                 "it is damaged, copy it again."
             )
-        _check_body(matrix.path)
+        _check_body(matrix.path, n_entries, layout, field)
         x = _matrix(matrix.path)
     if turned:
         x = x.T.tocsr()
@@ -131,19 +130,23 @@ def _columns(path: Path, comment: str | None = None) -> pd.DataFrame:
     return pd.read_csv(path, sep="\t", header=None, dtype=str, na_filter=False, comment=comment)
 
 
-def _check_body(path: Path) -> None:
-    """Only numbers after the first lines: of other bytes scipy's reader may hang or crash."""
+def _check_body(path: Path, n_entries: int, layout: str, field: str) -> None:
+    """As many lines as it says, each of as many numbers: of others scipy's reader may crash."""
+    from pyro_scale.kernels.lines import count_lines
+
+    n_fields = {"pattern": 2, "complex": 4}.get(field, 3) if layout == "coordinate" else 1
     with OPEN.get(path.suffix.lower(), open)(path, "rb") as file:
         line = file.readline(_BLOCK)
-        while line.startswith(b"%") or not line.strip():
-            if not line:
-                return
+        while line.startswith(b"%") or (line and not line.strip()):
             line = file.readline(_BLOCK)
-        while block := file.read(_BLOCK):
-            if odd := block.translate(None, _NUMBERS):
-                raise DataError(
-                    f"{path} has {odd[:1]!r} among its numbers: it is damaged, copy it again."
-                )
+        try:
+            n_lines = count_lines(iter(lambda: file.read(_BLOCK), b""), n_fields)
+        except ValueError as error:
+            raise DataError(f"{path} is damaged, copy it again: {error}.") from error
+    if layout == "coordinate" and n_lines != n_entries:
+        raise DataError(
+            f"{path} claims {n_entries} entries and has {n_lines}: it is damaged, copy it again."
+        )
 
 
 def _matrix(path: Path) -> sparse.csr_matrix:

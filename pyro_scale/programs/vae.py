@@ -142,6 +142,12 @@ class MixtureVAE(nn.Module):
             raise ValueError(
                 "This model has no classifier q(c|x): build it with formulation='amortized'."
             )
+        n_outputs = self.classifier.logits.out_features
+        if n_outputs != self.n_components:
+            raise ValueError(
+                f"the classifier q(c|x) has {n_outputs} components and the prior "
+                f"{self.n_components}: with a classifier, give n_components."
+            )
         return self.classifier
 
     def log_q_c(self, cells: Cells) -> Tensor:

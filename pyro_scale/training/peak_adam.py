@@ -67,7 +67,7 @@ class PeakAdam(torch.optim.Optimizer):
             "exp_avg_sq": torch.zeros_like(layer.weight_ph),
         }
         self._settled()
-        self._used: list[tuple[OpenPeaks, Tensor, Tensor]] = []
+        self._used: list[tuple[OpenPeaks, sparse.csr_matrix, Tensor]] = []
         layer.product = self._product
         self._hook = layer.register_state_dict_pre_hook(lambda *_: self.settle())
 
@@ -128,11 +128,14 @@ class PeakAdam(torch.optim.Optimizer):
         """x and g of every use of the layer since the last step, one below the other."""
         from pyro_scale.kernels.peak_rows import OpenPeaks
 
-        if len(self._used) <= 1:
-            return (self._used[0][0], self._used[0][2].contiguous()) if self._used else None
-        _, x_np, grad_nh = zip(*self._used, strict=True)
-        x = sparse.vstack([to_scipy(each) for each in x_np], format="csr")
-        return OpenPeaks.of(x), torch.cat(grad_nh)
+        if not self._used:
+            return None
+        if len(self._used) > 1:
+            _, matrices, grads = zip(*self._used, strict=True)
+            x = sparse.csr_matrix(sparse.vstack(matrices))
+            self._used[:] = [(OpenPeaks.of(x), x, torch.cat(grads))]
+        of_all, _, grad_nh = self._used[0]
+        return of_all, grad_nh.contiguous()
 
     def norm(self) -> Tensor:
         """The Euclidean norm of the gradient."""
@@ -184,8 +187,9 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x_np: Tensor, weight_ph: Tensor, optimizer: PeakAdam) -> Tensor:
         from pyro_scale.kernels import peak_rows
 
-        x = peak_rows.OpenPeaks.of(to_scipy(x_np))
-        ctx.x, ctx.x_np, ctx.optimizer = x, x_np, optimizer
+        matrix = to_scipy(x_np)
+        x = peak_rows.OpenPeaks.of(matrix)
+        ctx.x, ctx.matrix, ctx.optimizer = x, matrix, optimizer
         eps = optimizer.param_groups[0]["eps"]
         due = optimizer._due(x.peak)
         return torch.from_numpy(peak_rows.product(x, due, eps, *optimizer._memory))
@@ -193,5 +197,5 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_nh: Tensor) -> tuple[None, None, None]:
-        ctx.optimizer._used.append((ctx.x, ctx.x_np, grad_nh))
+        ctx.optimizer._used.append((ctx.x, ctx.matrix, grad_nh))
         return None, None, None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any
+
+from pyro_scale.checks import check_seed, check_whole
 
 __all__ = ["TrainingPlan"]
 
@@ -100,13 +101,9 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         """Refuse settings that cannot be meant."""
         for name in ("max_epochs", "batch_size", "patience", "n_particles"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least one.")
-        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed!r} must be a whole number from 0 to 2**32 - 1.")
-        if not isinstance(self.back_offs, Integral) or self.back_offs < 0:
-            raise ValueError(f"back_offs={self.back_offs!r} must be a whole number, not negative.")
+            check_whole(name, getattr(self, name))
+        check_whole("back_offs", self.back_offs, least=0)
+        check_seed(self.seed)
         for name in ("lr", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above zero.")

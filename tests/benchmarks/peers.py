@@ -112,7 +112,8 @@ class PeakVi:
 def as_released(optimizer):
     """The original needs names that numpy and torch have dropped; with another Adam."""
     adam, clip = torch.optim.Adam, torch.nn.utils.clip_grad_norm_
-    np.warnings, np.inf = warnings, np.inf
+    for name, value in {"warnings": warnings, "Inf": np.inf}.items():
+        setattr(np, name, value)
     torch.optim.Adam = optimizer
     torch.nn.utils.clip_grad_norm = clip
     try:
