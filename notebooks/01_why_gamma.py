@@ -499,12 +499,11 @@ assert in_one[-1] < EXACT < in_one.max()
 # | $L_{\mathrm{mf}}(g^*) - L_{\mathrm{mf}}(\bar g)$ | $\mathrm{KL}(\bar g \,\Vert\, g^*)$ | D05.3 |
 # | $L_{\mathrm{mf}}(\bar g) - E[L_{\mathrm{scale}}]$ | $E_q\,\mathrm{KL}(\gamma(z) \,\Vert\, \bar g)$ | D05.4 |
 #
-# `ps.ladder` integrates both columns, by different rules. It takes a trained `ps.SCALE`, or anything with its parameters.
+# `ps.ladder` integrates both columns, by different rules. It takes a trained `ps.SCALE`, or parameters as they are.
 
 # %%
 n_ladder = 15 if SHORT else 60
-toy = SimpleNamespace(vae=vae, is_trained=True)
-rungs = ps.ladder(toy, cells.x_np[:n_ladder].numpy(), n_cells=n_ladder)
+rungs = ps.ladder(vae, cells.x_np[:n_ladder].numpy(), n_cells=n_ladder)
 rungs.plot()
 
 # %%

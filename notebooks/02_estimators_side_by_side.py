@@ -48,6 +48,8 @@ from pyro_scale.objectives import (
 )
 from pyro_scale.programs import FORMULATIONS, Cells, Encoder, MixtureVAE, build
 
+# %matplotlib inline
+
 SHORT = bool(os.environ.get("PYRO_SCALE_SHORT"))  # the tests shrink the sizes, not the claims
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)

@@ -16,6 +16,7 @@ from pyro_scale import analysis, data, pp
 from pyro_scale.comparison import agreement, compare, ladder, nuts_latent
 from pyro_scale.data import read, simulate
 from pyro_scale.errors import (
+    BusyError,
     CheckpointError,
     DataError,
     ModelFileError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCALE",
+    "BusyError",
     "CheckpointError",
     "DataError",
     "ModelFileError",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from numpy.typing import DTypeLike, NDArray
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_adata",
     "check_array",
     "check_choice",
+    "check_device",
     "check_flag",
     "check_labels",
     "check_number",
@@ -91,6 +93,29 @@ def check_choice(name: str, value: Any, choices: Iterable[str | None]) -> None:
         if len(known) == 2:
             words = f"{known[0]!r} or {known[1]!r}"
         raise ValueError(f"{name}={reprlib.repr(value)} is not known; choose {words}.")
+
+
+def check_device(name: str, value: Any) -> torch.device:
+    """A device that there is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none, or cannot be had here.
+    """
+    if not isinstance(value, (str, torch.device)):
+        raise TypeError(
+            f"{name}={reprlib.repr(value)} must be a device, such as 'cpu' or 'cuda:0'."
+        )
+    try:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch says it
+        raise ValueError(
+            f"{name}={str(value)!r} cannot be had here ({str(error).splitlines()[0]}); give 'cpu', "
+            "or a device that torch sees."
+        ) from error
+    return device
 
 
 def check_adata(adata: Any) -> None:

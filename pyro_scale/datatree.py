@@ -15,6 +15,7 @@ from pyro_scale.configuration import Configuration
 from pyro_scale.data import Counts, sparse_cells
 from pyro_scale.errors import NotTrainedError
 from pyro_scale.inference import log_weights
+from pyro_scale.one_at_a_time import refuse_while_trained
 from pyro_scale.programs import Cells, MixtureVAE
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def to_datatree(
     """
     if not model.is_trained:
         raise NotTrainedError("the model is not trained: call model.train() first.")
+    refuse_while_trained(model.vae)
     if n_samples < 1:
         raise ValueError(f"n_samples={n_samples} must be at least one.")
     counts = model.counts(adata)

@@ -137,7 +137,8 @@ def bound(
         z_snd = normal.draw(loc_nd, var_nd, n_samples)
         if name == "importance_weighted":
             log_w_sn = log_weights(vae, cells, z_snd, moments)
-            return log_w_sn.logsumexp(0) - np.log(n_samples)
+            log_mean_w_n: Tensor = log_w_sn.logsumexp(0) - np.log(n_samples)
+            return log_mean_w_n
         log_q_c_nk = vae.log_q_c(cells) if name == "amortized" else None
         return _twin(vae, cells, z_snd, moments, twin, log_q_c_nk).mean(0)
 

@@ -173,6 +173,8 @@ def _layers(state: dict[str, Tensor], path: Path) -> dict[str, list[tuple[Tensor
         raise ModelFileError(
             f"{path}: {len(state['pi'])} weights for {state['mu_c'].shape[1]} components."
         )
+    if not found["encoder"]:
+        raise ModelFileError(f"{path}: its encoder has no hidden layer, which is not read here.")
     return {
         part: [(layers[i]["weight"], layers[i]["bias"]) for i in sorted(layers)]
         for part, layers in found.items()

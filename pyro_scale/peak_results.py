@@ -1,72 +1,25 @@
-"""What a trained model says of peaks: imputed and differential accessibility, decoder weights."""
+"""What a trained model says of peaks: expected and differential accessibility, decoder weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
 
-from pyro_scale import accessibility, checks, datatree, groups, imputation, inference, saving
+from pyro_scale import accessibility, checks, groups, imputation
 from pyro_scale.accessibility import Depth, Mode
+from pyro_scale.bound_results import BoundResults
 from pyro_scale.errors import DataError
-from pyro_scale.results import Results
 
 __all__ = ["PeakResults"]
 
 
-class PeakResults(Results):
+class PeakResults(BoundResults):
     """The verbs of :class:`pyro_scale.SCALE` about peaks, in the order of ``peak_names``."""
-
-    to_datatree = datatree.to_datatree  # its first argument is the model
-
-    def to_anndata(
-        self, adata: AnnData | None = None, *, imputed: bool = False, binary: bool = False
-    ) -> AnnData:
-        """A copy of ``adata`` (None: names and accessibility) with the results, documented keys.
-
-        Where the model's own cells are on disk, None leaves accessibility out.
-
-        ``obsm["X_scale"]`` the latent means, ``obsm["scale_responsibilities"]`` q(c|x),
-        ``obs["scale_cluster"]`` its argmax, ``uns["scale"]`` the configuration, versions and seed.
-
-        Parameters
-        ----------
-        adata
-            Other cells; None: the training cells.
-        imputed
-            Add ``layers["scale_imputed"]``, expected accessibility at the cell's own depth (dense;
-            refused above 2 GiB: then :meth:`impute` writes it to a file).
-        binary
-            Add ``layers["scale_imputed_binary"]`` (:meth:`get_binary_accessibility`), sparse.
-        """
-        checks.check_flag("imputed", imputed)
-        checks.check_flag("binary", binary)
-        counts = self._trained_counts(adata)
-        if adata is None:
-            obs, var = pd.DataFrame(index=counts.obs_names), pd.DataFrame(index=counts.var_names)
-            result = AnnData(None if counts.on_disk else counts.read().copy(), obs=obs, var=var)
-        else:
-            result = adata.to_memory() if adata.isbacked else adata.copy()
-        if (imputed or binary) and not result.var_names.equals(self.peak_names):
-            result = result[:, self.peak_names].copy()  # layers have the model's peaks
-        q_c_nk = self._responsibilities(counts)
-        result.obsm["X_scale"] = inference.latent(self.vae, counts, True, 512, 0)
-        result.obsm["scale_responsibilities"] = q_c_nk
-        result.obs["scale_cluster"] = self._clusters(counts, q_c_nk)
-        result.uns["scale"] = saving.description(self.configuration)
-        if imputed:
-            imputation.check_size(counts.n_cells, counts.n_peaks, "the imputed layer")
-            parts = accessibility.expected(self.vae, counts, "observed")
-            result.layers["scale_imputed"] = np.concatenate(list(parts))
-        if binary:
-            result.layers["scale_imputed_binary"] = self.get_binary_accessibility(adata)
-        return result
 
     def get_normalized_accessibility(
         self,
@@ -95,6 +48,15 @@ class PeakResults(Results):
         ValueError
             For a name that is not a peak of the model, or if the result would take more than
             2 GiB: then :meth:`impute` writes it to a file.
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> model.train(max_epochs=2, progress_bar=False)
+        >>> model.get_normalized_accessibility(peaks=adata.var_names[:5]).shape
+        (40, 5)
         """
         counts = self._trained_counts(adata)
         at = slice(None) if peaks is None else self._positions(peaks)
@@ -114,75 +76,6 @@ class PeakResults(Results):
                 + f"; its peaks are named like {self.peak_names[0]!r} (model.peak_names)."
             )
         return at
-
-    def get_binary_accessibility(
-        self, adata: AnnData | None = None, *, depth: Depth = "observed"
-    ) -> sparse.csr_matrix:
-        """Imputed accessibility as 0/1, CSR of int8, shape ``(n_cells, n_peaks)``.
-
-        One where expected accessibility is above the observed mean of the cell and above the
-        observed mean of the peak (SCALE's rule).
-        """
-        counts = self._trained_counts(adata)
-        return sparse.vstack(list(imputation.binary_parts(self.vae, counts, depth)), format="csr")
-
-    def impute(
-        self,
-        path: str | Path,
-        adata: AnnData | None = None,
-        *,
-        binary: bool = False,
-        dtype: imputation.StoredAs = "float16",
-        depth: Depth = "observed",
-        overwrite: bool = False,
-    ) -> None:
-        """Write expected accessibility of every cell and peak to a ``.zarr`` or ``.h5ad`` file.
-
-        A few cells at a time, so that memory does not grow with their number. The file is an
-        AnnData with the same names, to be read with ``anndata.read_zarr(path)``, or
-        ``anndata.read_h5ad(path, backed="r")`` where it is larger than memory. It appears when it
-        is whole.
-
-        Parameters
-        ----------
-        path
-            Ends in ``.zarr`` or ``.h5ad``.
-        adata
-            Other cells; None: the training cells.
-        binary
-            Write 0/1 (sparse) by the rule of :meth:`get_binary_accessibility`.
-        dtype
-            ``"float32"``, ``"float16"`` or ``"uint8"``: then X is 255 times the probability,
-            rounded, and ``uns["scale_imputed"]["divide_by"]`` is 255.
-        depth
-            As in :meth:`get_normalized_accessibility`.
-        overwrite
-            Replace what is there.
-
-        Raises
-        ------
-        OSError
-            If the disk has too little space; nothing is written.
-        FileExistsError
-            If ``path`` exists and ``overwrite`` is false.
-        """
-        counts = self._trained_counts(adata)
-        divide_by = 255 if dtype == "uint8" and not binary else 1
-        imputation.imputed_file(
-            checks.check_path("path", path),
-            self.vae,
-            counts,
-            pd.DataFrame(index=counts.obs_names) if adata is None else adata.obs.copy(),
-            pd.DataFrame(index=self.peak_names),
-            {
-                "scale": saving.description(self.configuration),
-                "scale_imputed": {"binary": binary, "depth": depth, "divide_by": divide_by},
-            },
-            binary=binary,
-            dtype=dtype,
-            depth=depth,
-            overwrite=overwrite,
-        )
 
     def differential_accessibility(
         self,
@@ -237,6 +130,16 @@ class PeakResults(Results):
         ----------
         Ashuach et al. 2022, *PeakVI*, doi:10.1016/j.crmeth.2022.100182; Boyeau et al. 2019,
         doi:10.1101/794289.
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> model.train(max_epochs=2, progress_bar=False)
+        >>> found = model.differential_accessibility(adata, "cell_type", "type_1", n_samples=9)
+        >>> found.shape, found["comparison"].iloc[0]
+        ((60, 12), 'type_1 vs rest')
         """
         counts = self._trained_counts(adata)
         checks.check_choice("mode", mode, get_args(Mode))
@@ -269,6 +172,14 @@ class PeakResults(Results):
         ------
         ValueError
             If the decoder has hidden layers: then no single weight says it.
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> model.get_decoder_weights().shape
+        (60, 3)
         """
         if self.configuration.decoder_hidden:
             raise ValueError(
@@ -282,10 +193,22 @@ class PeakResults(Results):
     def get_peaks_by_dimension(
         self, *, kind: Literal["both", "pos", "neg"] = "both", cutoff: float = 2.5
     ) -> dict[str, pd.Index]:
-        """Peaks whose decoder weight stands out, for each latent dimension.
+        """Peaks whose decoder weight stands out, for each latent dimension, as in SCALE.
 
-        Those more than ``cutoff`` standard deviations from the dimension's mean weight, on both
-        sides, above (``"pos"``) or below (``"neg"``), as in SCALE; for any number of dimensions.
+        Parameters
+        ----------
+        kind
+            ``"both"`` sides of the dimension's mean weight, above (``"pos"``) or below (``"neg"``).
+        cutoff
+            How far, in standard deviations.
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> list(model.get_peaks_by_dimension(cutoff=2.0))
+        ['0', '1', '2']
         """
         checks.check_choice("kind", kind, ("both", "pos", "neg"))
         checks.check_number("cutoff", cutoff)

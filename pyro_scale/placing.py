@@ -14,7 +14,7 @@ def place(new: Path, target: Path, scratch: Path) -> None:
 
     All three on one file system. If the move fails, what was there is put back.
     """
-    for each in new.rglob("*") if new.is_dir() else [new]:
+    for each in (new, *new.rglob("*")):
         flushed(each)
     if new.is_file() and target.is_file():  # in one step: there is no moment without a file
         os.replace(new, target)

@@ -15,6 +15,7 @@ from pyro_scale.checks import check_sound
 from pyro_scale.configuration import Configuration
 from pyro_scale.data import Counts, as_counts
 from pyro_scale.errors import DataError, NotTrainedError
+from pyro_scale.one_at_a_time import refuse_while_trained
 from pyro_scale.programs import MixtureVAE
 
 __all__ = ["Results"]
@@ -45,16 +46,38 @@ class Results:
 
     @property
     def is_trained(self) -> bool:
-        """Whether ``train`` has been called (or a trained model loaded)."""
+        """Whether ``train`` has been called (or a trained model loaded).
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> model.is_trained
+        False
+        """
         return not self.history.empty
 
     def counts(self, adata: AnnData | None = None) -> Counts:
         """The checked cells of ``adata``, peaks in the model's order; None: the model's own.
 
+        Returns
+        -------
+        Counts
+            Its matrix has shape ``(n_cells, n_peaks)``.
+
         Raises
         ------
         DataError
             If a peak of the model is missing from ``adata``.
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> model.counts().x.shape
+        (40, 60)
         """
         if adata is None:
             return self._counts
@@ -88,6 +111,7 @@ class Results:
     def _trained_counts(self, adata: AnnData | None) -> Counts:
         if not self.is_trained:
             raise NotTrainedError("the model is not trained: call model.train() first.")
+        refuse_while_trained(self.vae)
         return self.counts(adata)
 
     def get_latent_representation(
@@ -100,7 +124,23 @@ class Results:
     ) -> NDArray[np.float32]:
         """The cells in latent space, shape ``(n_cells, n_latent)``, in the order of obs_names.
 
-        The mean of q(z|x); with ``give_mean=False`` one sample of it, reproducible by ``seed``.
+        Parameters
+        ----------
+        adata
+            Other cells; None: the training cells.
+        give_mean
+            The mean of q(z|x); False: one sample of it.
+        batch_size, seed
+            Cells at a time; seed of the sample.
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> model.train(max_epochs=2, progress_bar=False)
+        >>> model.get_latent_representation().shape
+        (40, 3)
         """
         counts = self._trained_counts(adata)
         return inference.latent(self.vae, counts, give_mean, batch_size, seed)
@@ -128,6 +168,15 @@ class Results:
             Of ``"averaged"``.
         batch_size
             Cells at a time.
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> model.train(max_epochs=2, progress_bar=False)
+        >>> model.get_responsibilities(kind="optimal").shape
+        (40, 2)
         """
         counts = self._trained_counts(adata)
         return self._responsibilities(counts, kind, n_samples, batch_size, seed)
@@ -146,8 +195,24 @@ class Results:
     def get_cluster_assignments(self, adata: AnnData | None = None, **kwargs: Any) -> pd.Series:
         """The most probable component of each cell, as a categorical Series over obs_names.
 
-        Categories are ``"0"`` to ``"K-1"``, whether or not a component has cells; further
-        arguments are those of :meth:`get_responsibilities`.
+        Categories are ``"0"`` to ``"K-1"``, whether or not a component has cells.
+
+        Parameters
+        ----------
+        adata
+            Other cells; None: the training cells.
+        kwargs
+            As of :meth:`get_responsibilities`.
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> model.train(max_epochs=2, progress_bar=False)
+        >>> clusters = model.get_cluster_assignments()
+        >>> clusters.shape, clusters.cat.categories.tolist()
+        ((40,), ['0', '1'])
         """
         counts = self._trained_counts(adata)
         return self._clusters(counts, self._responsibilities(counts, **kwargs))
@@ -156,79 +221,3 @@ class Results:
         names = pd.Index([str(k) for k in range(self.vae.n_components)])
         clusters = pd.Categorical(names[q_c_nk.argmax(1)], categories=names)
         return pd.Series(clusters, index=counts.obs_names, name="scale_cluster")
-
-    def get_elbo(
-        self,
-        adata: AnnData | None = None,
-        *,
-        bound: str | None = None,
-        n_mc_samples: int = 20,
-        batch_size: int = 256,
-        seed: int = 0,
-    ) -> pd.Series:
-        """A lower bound of log p(x) per cell, in nats: a Series that carries the bound's name.
-
-        Parameters
-        ----------
-        adata
-            Other cells; None: the training cells.
-        bound
-            A closed form: ``"collapsed"`` (L_str), ``"mean_field"`` (L_mf at g*),
-            ``"amortized"`` (L_mf at the classifier's q(c|x)) or ``"scale"``. None: the bound of
-            the model's own formulation.
-        n_mc_samples
-            Draws of z that are averaged.
-        batch_size, seed
-            Cells at a time; seed of the draws.
-        """
-        counts = self._trained_counts(adata)
-        row = self.configuration.row
-        if bound is None:
-            bound = "amortized" if row.formulation == "amortized" else row.twin
-        values = inference.bound(self.vae, counts, bound, n_mc_samples, batch_size, seed)
-        return pd.Series(values, index=counts.obs_names, name=bound)
-
-    def get_marginal_ll(
-        self,
-        adata: AnnData | None = None,
-        *,
-        n_mc_samples: int = 1000,
-        batch_size: int = 64,
-        seed: int = 0,
-    ) -> pd.Series:
-        """Importance-weighted estimate of log p(x) per cell, in nats (a lower bound on average).
-
-        ``log mean_s p(x, z_s) / q(z_s|x)`` over ``n_mc_samples`` draws (Burda et al. 2016).
-        """
-        counts = self._trained_counts(adata)
-        values = inference.bound(
-            self.vae, counts, "importance_weighted", n_mc_samples, batch_size, seed
-        )
-        return pd.Series(values, index=counts.obs_names, name="importance_weighted")
-
-    def get_pareto_k(
-        self,
-        adata: AnnData | None = None,
-        *,
-        n_samples: int = 1000,
-        batch_size: int = 64,
-        seed: int = 0,
-    ) -> pd.Series:
-        """How far q(z|x) of each cell can be trusted: k-hat of its importance weights.
-
-        Above 0.7, q misses some of p(z|x), and :meth:`get_marginal_ll` of that cell is not to be
-        relied on (:func:`pyro_scale.analysis.diagnostics.pareto_k`).
-
-        Parameters
-        ----------
-        adata
-            Other cells; None: the training cells.
-        n_samples
-            Draws of z per cell, at least 25; the estimate's own standard error is 0.11 to 0.15
-            at 1000.
-        batch_size, seed
-            Cells at a time; seed of the draws.
-        """
-        counts = self._trained_counts(adata)
-        values = inference.pareto_k(self.vae, counts, n_samples, batch_size, seed)
-        return pd.Series(values, index=counts.obs_names, name="pareto_k")

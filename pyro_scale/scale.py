@@ -13,6 +13,7 @@ from anndata import AnnData
 from pyro_scale import checks
 from pyro_scale.configuration import Configuration
 from pyro_scale.data import batch_names
+from pyro_scale.one_at_a_time import one_at_a_time
 from pyro_scale.programs import LikelihoodName, Treatment
 from pyro_scale.stored import StoredModel
 from pyro_scale.training import TrainingPlan, build_vae
@@ -126,7 +127,7 @@ class SCALE(StoredModel):
                 f"n_components={n_components} is more than the {counts.n_cells} cells; choose "
                 "at most one component per cell."
             )
-        with torch.random.fork_rng(devices=[]):
+        with one_at_a_time(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.configuration.seed)
             vae = build_vae(
                 counts,
@@ -159,7 +160,7 @@ class SCALE(StoredModel):
         accelerator: str = "auto",
         devices: int | str = "auto",
         early_stopping: bool = False,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         progress_bar: bool = True,
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = 60.0,
@@ -186,7 +187,7 @@ class SCALE(StoredModel):
             longer rises, and keep the best weights. Otherwise training runs to its end on all
             cells, which clusters better: components go on sharpening after that bound peaks.
         batch_size
-            Cells per step.
+            Cells per step. None: 128, or 512 from ten thousand cells on.
         progress_bar
             Show one.
         checkpoint, checkpoint_seconds
@@ -206,6 +207,15 @@ class SCALE(StoredModel):
             If the checkpoint is of other cells or settings, or not one.
         NonFiniteError
             If the loss or its gradient is no longer a number.
+
+        Examples
+        --------
+        >>> import pyro_scale as ps
+        >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+        >>> model = ps.SCALE(adata, n_components=2, n_latent=3, hidden=(8,))
+        >>> model.train(max_epochs=3, batch_size=20, lr=1e-3, progress_bar=False)
+        >>> model.history.shape
+        (3, 3)
         """
         plan = TrainingPlan.of(
             self._counts.n_cells,

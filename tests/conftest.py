@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import anndata
@@ -15,6 +16,14 @@ from figures import a_result, state_of_matplotlib
 from tempered import EXACT, ON_AVERAGE, TEMPERED, TWIN, all_that_is_registered
 
 import pyro_scale as ps
+
+
+def pytest_unconfigure(config):
+    """pytest-mpl's folder of images that differ goes, if there is none in it."""
+    folder = getattr(config, "pytest_mpl_results_dir", None)
+    if folder and not hasattr(config, "workerinput"):
+        with suppress(OSError):
+            Path(folder).rmdir()
 
 
 @pytest.fixture(autouse=True)

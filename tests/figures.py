@@ -9,6 +9,21 @@ from matplotlib.colors import to_hex
 from scipy import sparse
 
 N, P, K = 60, 40, 3
+_COLUMNS = ["formulation", "c", "estimator", "twin", "value_agreement", "value",
+           "value_standard_error", "twin_value", "gradient_variance", "verdict"]  # fmt: skip
+_EXACT, _AVERAGE = "exact", "in expectation"
+# Rows of a comparison, by hand.
+ROWS = pd.DataFrame(
+    [
+        ("collapsed", "collapsed", "Trace_ELBO", "collapsed", _EXACT, -20.0, 0.2, -20.0, 30.0, 0),
+        ("collapsed", "collapsed", "TraceEnum_ELBO", "", "unsupported", None, None, None, None, 3),
+        ("structured", "enumerated", "Trace_ELBO", "", "unsupported", None, None, None, None, 3),
+        ("structured", "enumerated", "TraceEnum_ELBO", "scale", _EXACT, -20.5, 0.2, -20.5, 8.0, 1),
+        ("scale", "sampled", "Trace_ELBO", "scale", _AVERAGE, -21.5, 0.5, -20.6, 900.0, 2),
+        ("scale", "sampled", "TraceEnum_ELBO", "scale", _AVERAGE, -21.0, 0.4, -20.9, 200.0, 0),
+    ],
+    columns=_COLUMNS,
+).assign(verdict=lambda rows: np.array(["holds", "no power", "FAILS", "unsupported"])[rows.verdict])
 
 
 def a_result():

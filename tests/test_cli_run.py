@@ -85,7 +85,7 @@ def test_flags_of_the_model(file, tmp_path, flags, name, value):
         (("--gpu", -1), {"accelerator": "cpu", "devices": 1}),
         (("-g", 2), {"accelerator": "gpu", "devices": "2,"}),
         (("--early-stopping",), {"early_stopping": True}),
-        ((), {"max_epochs": None, "batch_size": 128, "early_stopping": False}),
+        ((), {"max_epochs": None, "batch_size": None, "early_stopping": False}),
     ],
 )
 def test_flags_of_training(file, tmp_path, trained_with, flags, expected, monkeypatch):

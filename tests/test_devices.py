@@ -16,7 +16,7 @@ from pyro_scale.data import as_counts, loader
 from pyro_scale.objectives import TABLE, TWINS, Objective, evaluate
 from pyro_scale.programs import Cells, Lsi, MixtureVAE
 from pyro_scale.training import TrainingModule
-from pyro_scale.training.loop import _is_one
+from pyro_scale.training.refusals import is_one
 
 SCRIPT = """
 import json, os, sys
@@ -150,5 +150,5 @@ def test_out_of_memory_names_a_batch_size(cells, monkeypatch):
     ("one", "several"), [(1, 2), ("1", "2"), ("0,", "0,1"), ("3,", "-1"), ([2], [0, 1]), ([0], -1)]
 )
 def test_one_device_by_number_is_not_several(one, several):
-    assert _is_one(one)
-    assert not _is_one(several)
+    assert is_one(one)
+    assert not is_one(several)

@@ -159,6 +159,16 @@ def test_identical_cells_start_a_finite_mixture():
     assert all(torch.isfinite(part).all() for part in start)
 
 
+def test_minibatches_are_larger_where_cells_are_many_and_what_is_given_counts():
+    def of(n_cells, **settings):
+        return TrainingPlan.of(
+            n_cells, plain=False, max_epochs=None, early_stopping=False, **settings
+        ).batch_size
+
+    assert (of(9_999), of(10_000), of(500_000)) == (128, 512, 512)
+    assert (of(20_000, batch_size=None), of(20_000, batch_size=64)) == (512, 64)
+
+
 def test_the_decoders_weights_alone_have_a_prior(cells):
     """The optimiser's decay is the gradient of precision / (2 n) * ||W||^2 per cell."""
     model = small_scale(cells, decoder_hidden=(8,))

@@ -26,6 +26,9 @@ def test_notebook_runs_in_short_mode(source, monkeypatch):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert any("assert " in cell.source for cell in code)
     assert all(cell.execution_count for cell in code)
+    shown = [output.get("data", {}) for cell in code for output in cell.outputs]
+    figures = [data for data in shown if data.get("text/plain", "").startswith("<Figure")]
+    assert all("image/png" in data for data in figures)  # else: %matplotlib inline
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)

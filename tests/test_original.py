@@ -94,6 +94,10 @@ BROKEN = {
         "the shapes do not fit each other",
     ),
     "half a layer": (changed(**{"encoder__hidden__0__bias": None}), "is not a whole linear layer"),
+    "no layer": (
+        changed(**{f"encoder__hidden__0__{kind}": None for kind in ("weight", "bias")}),
+        "its encoder has no hidden layer",
+    ),
     "whole numbers": (changed(pi=lambda t: t.long()), "pi has values that are not finite"),
 }
 

@@ -35,6 +35,7 @@ def adata():
         ({"n_latent": 0}, "n_latent=0"),
         ({"hidden": 64}, "hidden=64 must be a tuple of widths"),
         ({"hidden": (64, 0)}, "hidden=(64, 0)"),
+        ({"hidden": (), "preset": "plain"}, "hidden=() leaves an encoder that reads the peaks no"),
         ({"decoder_hidden": (1.5,)}, "decoder_hidden=(1.5,)"),
         ({"formulation": "vade"}, "formulation='vade' is not known; choose one of collapsed"),
         ({"estimator": "ELBO"}, "estimator='ELBO'"),

@@ -91,6 +91,14 @@ def leiden_clusters(
     References
     ----------
     Traag, Waltman & van Eck 2019, doi:10.1038/s41598-019-41695-z.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> z_nd = np.random.default_rng(0).normal(size=(40, 2)) + 9 * (np.arange(40) % 2)[:, None]
+    >>> clusters = leiden_clusters(z_nd, resolution=0.1, n_neighbors=10)
+    >>> len(clusters), clusters.categories.tolist()
+    (40, ['0', '1'])
     """
     z_nd = as_latent(latent_nd)
     if len(z_nd) < 3:

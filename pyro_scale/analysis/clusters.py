@@ -26,6 +26,12 @@ class ClusterReport(NamedTuple):
         number of cells (``f1``) and evenly (``f1_macro``).
     matching
         Label of each cluster; a cluster without one keeps its own name.
+
+    Examples
+    --------
+    >>> report = cluster_report(["a", "a", "b", "b"], [1, 1, 0, 1])
+    >>> report.matching, report.confusion.shape
+    ({'0': 'b', '1': 'a'}, (2, 2))
     """
 
     confusion: pd.DataFrame
@@ -81,6 +87,11 @@ def match_clusters(labels: Sequence[object], clusters: Sequence[object]) -> dict
     Where there are more clusters than labels, those left over keep their own name, or
     ``"cluster <name>"`` if a label has that name.
 
+    Parameters
+    ----------
+    labels, clusters
+        One entry per cell, in the same order.
+
     References
     ----------
     Kuhn 1955, doi:10.1002/nav.3800020109.
@@ -104,6 +115,11 @@ def cluster_report(labels: Sequence[object], clusters: Sequence[object]) -> Clus
     """Confusion matrix, ARI, NMI, homogeneity and F1 after matching clusters to labels.
 
     Numbers of clusters and labels may differ.
+
+    Parameters
+    ----------
+    labels, clusters
+        One entry per cell, in the same order.
 
     Examples
     --------

@@ -130,6 +130,12 @@ def importance_log_evidence(
     References
     ----------
     Vehtari et al. 2024, *Pareto smoothed importance sampling*, arXiv:1507.02646.
+
+    Examples
+    --------
+    >>> log_weight_sn = np.random.default_rng(0).normal(-100, 0.5, size=(1000, 3))
+    >>> importance_log_evidence(log_weight_sn).round(1)
+    array([-99.9, -99.9, -99.9])
     """
     check_flag("smoothed", smoothed)
     log_w_sn = check_array("log_weight_sn", log_weight_sn, np.float64)

@@ -59,7 +59,7 @@ def as_latent(latent_nd: ArrayLike) -> NDArray[np.float32]:
 def threads_kept() -> Iterator[None]:
     """Give every thread pool back as it was: numba, which UMAP runs on, resets torch's."""
     # Scikit-learn depends on it.
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=None):
         yield
@@ -130,7 +130,8 @@ def embed(
         init = "pca" if min(z_nd.shape) >= 2 else "random"
         tsne = TSNE(perplexity=perplexity, init=init, random_state=seed)
         with threads_kept():
-            return tsne.fit_transform(z_nd).astype(np.float32)
+            places_nd: NDArray[np.float32] = tsne.fit_transform(z_nd).astype(np.float32)
+        return places_nd
     cells = neighbor_graph(z_nd, n_neighbors, seed)
     with threads_kept(), warnings.catch_warnings():
         # A fixed seed makes UMAP run on one thread, as it should.

@@ -143,6 +143,14 @@ def specific_peaks(scores: pd.DataFrame, n_top: int | None = 100) -> pd.DataFram
     -------
     DataFrame
         Columns ``peak``, ``cluster``, ``score``, ``rank``, clusters in the order of the columns.
+
+    Examples
+    --------
+    >>> x = [[1, 1], [1, 1], [0, 1], [0, 1]]
+    >>> specific_peaks(peak_specificity(x, ["a", "a", "b", "b"], ["p", "q"])).round(2)
+      peak cluster  score  rank
+    0    p       a   1.00     0
+    1    q       a   0.54     1
     """
     if n_top is not None:
         check_whole("n_top", n_top)

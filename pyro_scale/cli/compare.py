@@ -68,7 +68,7 @@ def compare(
             pp.filter_cells(adata, min_peaks=1, layer=layer),
             n_components,
             preset="plain",
-            likelihood=likelihood,  # type: ignore[arg-type]
+            likelihood=likelihood,  # type: ignore[arg-type]  # checked there
             layer=layer,
             seed=seed,
         )

@@ -23,7 +23,7 @@ def read_cells(
     if not files:
         raise ValueError("no file is given; for example: pyro-scale run cells.h5ad -k 8")
     path = files[0] if len(files) == 1 else list(files)
-    adata = read(path, peaks=peaks, batch_key=batch_key or "batch", join=join)  # type: ignore[arg-type]
+    adata = read(path, peaks=peaks, batch_key=batch_key or "batch", join=join)  # type: ignore[arg-type]  # checked there
     console.print(
         f"read {adata.n_obs} cells x {adata.n_vars} peaks from {', '.join(map(str, files))}",
         markup=False,

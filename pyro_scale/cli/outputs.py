@@ -23,7 +23,7 @@ from pyro_scale.analysis import (
     specific_peaks,
 )
 from pyro_scale.cli.terminal import console, say
-from pyro_scale.placing import place
+from pyro_scale.placing import flushed, place
 from pyro_scale.scale import SCALE
 
 __all__ = ["CHECKPOINT", "CLUSTER_METHODS", "EMBEDDINGS", "Outputs", "claimed"]
@@ -193,6 +193,7 @@ def claimed(output: Path, *, overwrite: bool, inputs: Sequence[str] = ()) -> Ite
         if Path(path).resolve() in {(output / name).resolve() for name in RESULTS}:
             raise ValueError(f"{path} is an input and would be replaced; choose another -o.")
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    left = list(output.glob(".scale-*"))  # by processes that were killed
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output, prefix=".scale-"):
@@ -207,8 +208,9 @@ def claimed(output: Path, *, overwrite: bool, inputs: Sequence[str] = ()) -> Ite
     except BaseException:
         _remove(made)
         raise
-    for left in output.glob(".scale-*") if unfinished else ():  # of the process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    flushed(output)
     (output / CHECKPOINT).unlink(missing_ok=True)  # last: until here the run is unfinished
 
 

@@ -15,7 +15,7 @@ from anndata import AnnData
 from typer import Option
 
 import pyro_scale as ps
-from pyro_scale import pp, saving
+from pyro_scale import pp, saving, training
 from pyro_scale.cli.inputs import add_labels, filtered, read_cells
 from pyro_scale.cli.options import (
     BatchKey,
@@ -110,7 +110,10 @@ def run(
     max_iter: Annotated[
         int | None, Option("--max-iter", "-i", help="Steps, in place of --max-epochs.")
     ] = None,
-    batch_size: Annotated[int, Option("--batch-size", "-b", help="Cells per step.")] = 128,
+    batch_size: Annotated[
+        int | None,
+        Option("--batch-size", "-b", help="Cells per step; default: 128, from 10,000 cells 512."),
+    ] = None,
     lr: Annotated[float | None, Option(help="Learning rate of Adam; default: by preset.")] = None,
     weight_decay: Annotated[
         float | None,
@@ -192,7 +195,7 @@ def run(
                 n_latent,
                 formulation=formulation,
                 likelihood=likelihood,  # type: ignore[arg-type]  # checked there
-                preset=preset,  # type: ignore[arg-type]
+                preset=preset,  # type: ignore[arg-type]  # checked there
                 hidden=widths(hidden, "--hidden"),
                 decoder_hidden=widths(decoder_hidden, "--decoder-hidden") or (),
                 layer=layer,
@@ -249,7 +252,7 @@ def _settings(
     n_cells: int,
     max_epochs: int | None,
     max_iter: int | None,
-    batch_size: int,
+    batch_size: int | None,
     lr: float | None,
     weight_decay: float | None,
     gpu: int | None,
@@ -260,7 +263,8 @@ def _settings(
     if max_iter is not None:
         if max_iter < 1:
             raise ValueError(f"--max-iter {max_iter} must be at least one.")
-        max_epochs = math.ceil(max_iter / math.ceil(n_cells / max(batch_size, 1)))
+        n_steps = math.ceil(n_cells / max(batch_size or training.default_batch_size(n_cells), 1))
+        max_epochs = math.ceil(max_iter / n_steps)
     settings: dict[str, Any] = {"max_epochs": max_epochs, "batch_size": batch_size}
     if lr is not None:
         settings["lr"] = lr

@@ -5,7 +5,6 @@ The decoder and the prior are held fixed, so that only inference is judged and n
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_scale.comparison.prepare import Comparable
+from pyro_scale.comparison.prepare import Comparable, copied
 from pyro_scale.data import Counts, sparse_cells
 from pyro_scale.errors import DataError, NotTrainedError
 from pyro_scale.objectives import evaluate
+from pyro_scale.one_at_a_time import one_at_a_time
 from pyro_scale.programs import Cells, MixtureVAE
 
 __all__ = ["NutsResult", "agreement", "nuts_latent"]
@@ -47,6 +47,16 @@ class NutsResult(NamedTuple):
         Bulk effective sample size of each cell, the smallest of z's dimensions.
     n_divergent
         Divergent transitions after warm-up; there should be none.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(8,))
+    >>> model.train(max_epochs=2, progress_bar=False)
+    >>> result = nuts_latent(model, n_cells=2, n_draws=10, n_warmup=10)
+    >>> result.z.shape, result.gamma.shape, len(result.cells)
+    ((2, 10, 2, 2), (2, 2), 2)
     """
 
     z: NDArray[np.float64]
@@ -83,7 +93,7 @@ def _choose(counts: Counts, cells: Sequence[str] | None, n_cells: int, seed: int
 
 def _fixed(model: Comparable, counts: Counts) -> tuple[MixtureVAE, Cells]:
     """A float64 copy of the parameters that asks for no gradient, and the cells."""
-    vae = copy.deepcopy(model.vae).cpu().double().eval().requires_grad_(False)
+    vae = copied(model.vae).cpu().double().eval().requires_grad_(False)
     cells = sparse_cells(counts).to(torch.float64)
     return vae, cells.dense() if counts.n_cells * counts.n_peaks <= _DENSE else cells
 
@@ -94,6 +104,7 @@ def _log_joint(vae: MixtureVAE, cells: Cells, z_nd: Tensor, moments: Any) -> Ten
     return at.log_lik_n + (at.log_pi_k + at.log_p_z_given_c_nk).logsumexp(-1)
 
 
+@one_at_a_time()
 def nuts_latent(
     model: Comparable,
     adata: AnnData | None = None,
@@ -152,12 +163,12 @@ def nuts_latent(
     Examples
     --------
     >>> import pyro_scale as ps
-    >>> adata = ps.simulate(n_cells=60, n_peaks=200, n_clusters=2, density=0.1, seed=0)
-    >>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(16,))
-    >>> model.train(max_epochs=4, progress_bar=False)
-    >>> result = nuts_latent(model, n_cells=2, n_draws=50, n_warmup=50)
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(8,))
+    >>> model.train(max_epochs=2, progress_bar=False)
+    >>> result = nuts_latent(model, n_cells=2, n_draws=10, n_warmup=10)
     >>> result.z.shape
-    (2, 50, 2, 2)
+    (2, 10, 2, 2)
     >>> agreement(result, model).columns.tolist()
     ['tv', 'tv_error', 'z_difference', 'sd_ratio', 'rhat', 'ess']
     """
@@ -245,6 +256,16 @@ def agreement(
     ------
     DataError
         If the cells of ``result`` are not among the model's.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(8,))
+    >>> model.train(max_epochs=2, progress_bar=False)
+    >>> result = nuts_latent(model, n_cells=2, n_draws=10, n_warmup=10)
+    >>> agreement(result, model).shape
+    (2, 6)
     """
     if n_samples < 2:
         raise ValueError(f"n_samples={n_samples} must be at least two.")

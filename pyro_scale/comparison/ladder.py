@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyro_scale.comparison.ladder_integrals import Rungs, by_monte_carlo, by_quadrature
 from pyro_scale.comparison.prepare import Comparable, prepare
+from pyro_scale.one_at_a_time import one_at_a_time
 from pyro_scale.programs import MixtureVAE
 
 if TYPE_CHECKING:
@@ -44,6 +45,18 @@ class Ladder:
         See :meth:`to_frame`.
     settings
         Method, sizes and seed.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(8,))
+    >>> rungs = ps.ladder(model, n_cells=2)
+    >>> rungs.to_frame().shape, rungs.summary().index.tolist()
+    ((2, 17), ['gap_posterior', 'gap_optimal', 'gap_averaged', 'gap_scale'])
+    >>> rungs.max_discrepancy < 1e-8
+    True
+    >>> figure = rungs.plot()
     """
 
     frame: pd.DataFrame
@@ -95,6 +108,7 @@ class Ladder:
         return draw(self._gaps())
 
 
+@one_at_a_time()
 def ladder(
     model: Comparable | MixtureVAE,
     adata_or_x: AnnData | NDArray[Any] | None = None,
@@ -125,11 +139,11 @@ def ladder(
     Examples
     --------
     >>> import pyro_scale as ps
-    >>> adata = ps.simulate(n_cells=60, n_peaks=100, n_clusters=2, density=0.1, seed=0)
-    >>> model = ps.SCALE(adata, n_components=3, n_latent=2, hidden=(16,))
-    >>> rungs = ps.ladder(model, n_cells=4)
-    >>> bool(rungs.max_discrepancy < 1e-8)
-    True
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(8,))
+    >>> rungs = ps.ladder(model, n_cells=2)
+    >>> rungs.frame.shape, rungs.max_discrepancy < 1e-8
+    ((2, 17), True)
     """
     if n_samples < 100:
         raise ValueError(f"n_samples={n_samples} must be at least 100, for standard errors.")

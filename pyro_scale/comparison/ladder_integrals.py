@@ -208,7 +208,8 @@ def by_monte_carlo(vae: MixtureVAE, cells: Cells, n_samples: int) -> Rungs:
 
     def draws() -> Tensor:
         noise = torch.randn(n_samples, *loc_nd.shape, dtype=loc_nd.dtype)
-        return loc_nd + var_nd.sqrt() * noise
+        z_snd: Tensor = loc_nd + var_nd.sqrt() * noise
+        return z_snd
 
     def error(values_sn: Tensor) -> Tensor:
         return values_sn.std(0) / math.sqrt(n_samples)

@@ -6,19 +6,30 @@ import copy
 from typing import Any, Protocol
 
 import numpy as np
+import pyro
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
 from pyro_scale.data import Counts, as_counts, dense_cells
+from pyro_scale.errors import NonFiniteError
 from pyro_scale.objectives import Objective
 from pyro_scale.programs import FORMULATIONS, Cells, MixtureVAE, build
 
-__all__ = ["Comparable", "prepare"]
+__all__ = ["Comparable", "copied", "prepare"]
 
 
 class Comparable(Protocol):
-    """What ``compare`` and ``ladder`` need of a model; :class:`pyro_scale.SCALE` has it."""
+    """What ``compare`` and ``ladder`` need of a model; :class:`pyro_scale.SCALE` has it.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> model: Comparable = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(8,))
+    >>> model.is_trained, model.counts().n_cells
+    (False, 40)
+    """
 
     vae: MixtureVAE
 
@@ -27,7 +38,7 @@ class Comparable(Protocol):
         """Whether its parameters are worth keeping."""
 
     def counts(self, adata: AnnData | None = None) -> Counts:
-        """Checked cells in the model's order of peaks."""
+        """Checked cells of ``adata`` (None: its own) in the model's order of peaks."""
 
 
 def prepare(
@@ -50,7 +61,7 @@ def prepare(
     counts = _counts(model, adata_or_x)
     chosen = np.sort(np.random.default_rng(seed).permutation(counts.n_cells)[:n_cells])
     cells = dense_cells(counts[chosen], dtype=torch.float64)
-    vae = copy.deepcopy(model if isinstance(model, MixtureVAE) else model.vae)
+    vae = copied(model if isinstance(model, MixtureVAE) else model.vae)
     vae = vae.cpu().double().requires_grad_(True)
     if warmup_steps is None:
         warmup_steps = 0 if isinstance(model, MixtureVAE) or model.is_trained else 30
@@ -60,6 +71,15 @@ def prepare(
     for formulation in FORMULATIONS:
         build(vae, formulation)  # parameters of its own, if it has any, are there from now on
     return vae.eval(), cells, warmup_steps
+
+
+def copied(vae: MixtureVAE) -> MixtureVAE:
+    """A copy of the parameters, of those of a model in training (in a callback) too."""
+    vae.state_dict()  # brings the layer that reads the peaks up to date
+    copy_of = copy.deepcopy(vae)
+    if copy_of.encoder.peaks is not None:
+        copy_of.encoder.peaks.product = None
+    return copy_of
 
 
 def _counts(model: Comparable | MixtureVAE, adata_or_x: AnnData | NDArray[Any] | None) -> Counts:
@@ -88,12 +108,19 @@ def _warm_up(vae: MixtureVAE, cells: Cells, steps: int) -> None:
     """
     objective = Objective(vae, "collapsed", "Trace_ELBO")
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        objective.backward(cells)
-        optimizer.step()
+    with pyro.validation_enabled(False):  # what is not finite is told below
+        for _ in range(steps):
+            optimizer.zero_grad()
+            objective.backward(cells)
+            optimizer.step()
     if steps == 0:
         return
+    if not all(parameter.isfinite().all() for parameter in vae.parameters()):
+        raise NonFiniteError(
+            f"{steps} steps of Adam on {cells.n_cells} of these cells left weights that are not "
+            "finite (counts too large for an untrained model): train the model first, or give "
+            "warmup_steps=0."
+        )
     with torch.no_grad():
         loc_nd, var_nd = vae.encoder(cells)
         k = vae.n_components

@@ -47,6 +47,13 @@ class ComparedRow:
         formulations differ too little here for agreement to mean anything (no power).
     reason
         Why not, or a remark.
+
+    Examples
+    --------
+    >>> from pyro_scale.objectives import TABLE
+    >>> row = ComparedRow.unsupported(TABLE[7], "refused")
+    >>> row.supported, row.verdict
+    (False, 'unsupported')
     """
 
     formulation: str
@@ -69,7 +76,7 @@ class ComparedRow:
 
     @classmethod
     def unsupported(cls, row: Row, reason: str) -> ComparedRow:
-        """A combination that the library, or we, refuse."""
+        """A combination ``row`` that the library, or we, refuse for a ``reason``."""
         return cls(
             row.formulation,
             row.estimator,
@@ -105,6 +112,16 @@ class Comparison:
         Differences between formulations at the compared parameters, in nats per cell.
     settings
         Sizes, seed, tolerance and threshold.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(8,))
+    >>> table = ps.compare(model, n_cells=4, n_samples=2, formulations=["collapsed"])
+    >>> table.to_frame().shape, list(table.gaps)[:1], "rows" in table.to_json()
+    ((6, 18), ['collapsed - mean_field'], True)
+    >>> figure = table.plot()
     """
 
     rows: tuple[ComparedRow, ...]

@@ -27,6 +27,8 @@ def critical_z(n_assertions: int, n_samples: int, *, failure_rate: float = FAILU
         How many two-sided z-scores are compared with it.
     n_samples
         Draws behind each standard error; at least two.
+    failure_rate
+        Probability that any of them is called false.
 
     Examples
     --------

@@ -45,7 +45,7 @@ def read_zarr(path: Path, *, backed: bool) -> AnnData:
         return anndata.read_zarr(path)
     x = _on_disk(group["X"]) if "X" in group else None
     _check_csr_on_disk(x, path)
-    layers = group.get("layers", {})
+    layers: Any = group.get("layers", {})
     others = {key: anndata.io.read_elem(group[key]) for key in _BESIDE_X if key in group}
     return AnnData(x, layers={key: _on_disk(layers[key]) for key in layers}, **others)
 

@@ -126,6 +126,13 @@ def filter_peaks(
     ------
     DataError
         If no peak is left.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=50, n_peaks=200, seed=0)
+    >>> ps.pp.filter_peaks(adata, min_cells=0.02).shape
+    (50, 127)
     """
     _check_bounds("min_cells", min_cells, max_cells, "cells")
     n_open = _open(adata, layer, axis=0)
@@ -171,6 +178,14 @@ def select_variable_peaks(
     ----------
     Townes et al. 2019, *Feature selection and dimension reduction for single-cell RNA-Seq based
     on a multinomial model*, Genome Biology 20:295, doi:10.1186/s13059-019-1861-6.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=50, n_peaks=200, seed=0)
+    >>> kept = ps.pp.select_variable_peaks(adata, 20)
+    >>> kept.shape, "deviance" in kept.var
+    ((50, 20), True)
     """
     if isinstance(n_peaks, bool) or not isinstance(n_peaks, (int, np.integer)) or n_peaks < 1:
         raise ValueError(f"n_peaks={reprlib.repr(n_peaks)} must be a whole number of at least one.")
@@ -205,4 +220,5 @@ def _deviance(x: sparse.csr_matrix) -> NDArray[np.float64]:
     term = count * np.log(count / (depth * pi)) + rest * (log_rest_ratio - log_rest)
     term += depth * log_rest  # the zero's term, which the sum below counts for every cell
     extra_p = np.bincount(x.indices, term, minlength=x.shape[1])
-    return 2 * (extra_p - depth_n.sum() * log_rest_p)
+    deviance_p: NDArray[np.float64] = 2 * (extra_p - depth_n.sum() * log_rest_p)
+    return deviance_p

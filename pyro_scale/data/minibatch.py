@@ -21,14 +21,48 @@ _BLOCK = 32
 
 
 def sparse_cells(counts: Counts) -> Cells:
-    """Every cell as one minibatch."""
+    """Every cell as one minibatch.
+
+    Parameters
+    ----------
+    counts
+        Checked cells.
+
+    Returns
+    -------
+    Cells
+        ``x_np`` a CSR tensor of shape ``(n, p)``.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> cells = ps.data.sparse_cells(ps.data.as_counts(adata))
+    >>> cells.x_np.layout, cells.x_np.shape, cells.depth_n.shape
+    (torch.sparse_csr, torch.Size([40, 60]), torch.Size([40]))
+    """
     batch = None if counts.batch is None else torch.from_numpy(counts.batch.copy())
     depth_n = torch.from_numpy(counts.depth.copy())
     return Cells(from_scipy(counts.read()), depth_n, batch_n=batch)
 
 
 def dense_cells(counts: Counts, *, dtype: torch.dtype = torch.float32) -> Cells:
-    """Every cell as one minibatch, accessibility held as cells x peaks numbers."""
+    """Every cell as one minibatch, accessibility held as cells x peaks numbers.
+
+    Parameters
+    ----------
+    counts
+        Checked cells.
+    dtype
+        Of the numbers.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> ps.data.dense_cells(ps.data.as_counts(adata), dtype=torch.float64).x_np.shape
+    torch.Size([40, 60])
+    """
     return sparse_cells(counts).dense().to(dtype)
 
 
@@ -101,12 +135,32 @@ def loader(
     Fewer cells than ``batch_size`` make one batch; no cell is dropped. Cells on disk are shuffled
     by blocks of 32 neighbours, and 32 batches, read together, are shuffled once more (scDataset).
     The first pass is in the order of ``epoch``, the next in that of the epoch after it.
-    ``part=(i, k)`` gives the i-th of k parts of every minibatch (not of cells on disk).
+
+    Parameters
+    ----------
+    counts
+        Checked cells.
+    batch_size
+        Cells per minibatch.
+    seed
+        Of the order; None: the cells' own.
+    epoch
+        The pass that comes first.
+    part
+        ``(i, k)`` gives the i-th of k parts of every minibatch (not of cells on disk).
 
     Raises
     ------
     ValueError
         If ``batch_size`` is below one, or some part would be empty.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> minibatches = ps.data.loader(ps.data.as_counts(adata), batch_size=16, seed=0)
+    >>> [cells.n_cells for cells in minibatches]
+    [14, 13, 13]
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least one.")

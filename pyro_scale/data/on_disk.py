@@ -59,12 +59,14 @@ class OnDisk:
         if not len(in_order):
             return self._slice(slice(0, 0))
         runs = np.split(in_order, np.flatnonzero(np.diff(in_order) != 1) + 1)
-        x = sparse.vstack([self._slice(slice(run[0], run[-1] + 1)) for run in runs], format="csr")
+        parts = [self._slice(slice(run[0], run[-1] + 1)) for run in runs]
+        x: sparse.csr_matrix = sparse.vstack(parts, format="csr")
         if self.binary:
             x.data[:] = 1
         if (order[1:] > order[:-1]).all():
             return x
-        return x[np.argsort(order, kind="stable")]
+        as_asked: sparse.csr_matrix = x[np.argsort(order, kind="stable")]
+        return as_asked
 
     def _slice(self, rows: slice) -> sparse.csr_matrix:
         with readable("the matrix on disk", "rows of counts"):

@@ -14,6 +14,27 @@ def binarize(adata: AnnData, *, layer: str | None = None, inplace: bool = False)
     """Set every entry that is not zero to one.
 
     SCALE does the same to the caller's own matrix, unasked.
+
+    Parameters
+    ----------
+    adata
+        Cells x peaks.
+    layer
+        Change this layer instead of ``X``.
+    inplace
+        Change ``adata`` itself.
+
+    Returns
+    -------
+    AnnData
+        A copy, unless ``inplace``.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, density=0.2, counts=True, seed=0)
+    >>> bool(adata.X.max() > 1), float(ps.pp.binarize(adata).X.max())
+    (True, 1.0)
     """
     x = in_memory(adata, layer)
     x.data[:] = 1
@@ -21,7 +42,29 @@ def binarize(adata: AnnData, *, layer: str | None = None, inplace: bool = False)
 
 
 def log_transform(adata: AnnData, *, layer: str | None = None, inplace: bool = False) -> AnnData:
-    """Replace every entry x by log(1 + x); for other tools, as the models here take counts."""
+    """Replace every entry x by log(1 + x); for other tools, as the models here take counts.
+
+    Parameters
+    ----------
+    adata
+        Cells x peaks.
+    layer
+        Change this layer instead of ``X``.
+    inplace
+        Change ``adata`` itself.
+
+    Returns
+    -------
+    AnnData
+        A copy, unless ``inplace``.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, density=0.2, counts=True, seed=0)
+    >>> bool(abs(ps.pp.log_transform(adata).X - adata.X.log1p()).max() == 0)
+    True
+    """
     x = in_memory(adata, layer)
     return replaced(adata, layer, x.log1p(), inplace=inplace)
 
@@ -32,10 +75,32 @@ def tf_idf(adata: AnnData, *, layer: str | None = None, inplace: bool = False) -
     .. math:: y_{np} = \log\big(1 + 10^4 \, \tfrac{x_{np}}{\sum_p x_{np}}
               \log(1 + N / N_p)\big), \quad N_p \text{ the cells that have peak } p \text{ open}
 
+    Parameters
+    ----------
+    adata
+        Cells x peaks.
+    layer
+        Change this layer instead of ``X``.
+    inplace
+        Change ``adata`` itself.
+
+    Returns
+    -------
+    AnnData
+        A copy, unless ``inplace``.
+
     References
     ----------
     Cusanovich et al. 2015, doi:10.1126/science.aab1601; in this form Stuart et al. 2021,
     doi:10.1038/s41592-021-01282-5 (Signac).
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> weighted = ps.pp.tf_idf(adata)
+    >>> weighted.shape, weighted.X.nnz == adata.X.nnz
+    ((40, 60), True)
     """
     x = in_memory(adata, layer)
     depth_n = np.maximum(np.asarray(x.sum(1), dtype=np.float64).ravel(), 1)

@@ -40,6 +40,16 @@ class Counts:
         Names of the cells and of the peaks.
     batch
         Number of each cell's batch, shape ``(n_cells,)``, int64; None: no batches are told apart.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> counts = ps.data.as_counts(adata)
+    >>> counts.n_cells, counts.n_peaks, counts.on_disk
+    (40, 60, False)
+    >>> counts.read().shape, [part.shape for _, part in counts.chunks()], counts[:5].n_cells
+    ((40, 60), [(40, 60)], 5)
     """
 
     x: sparse.csr_matrix | OnDisk
@@ -110,6 +120,13 @@ def as_counts(
         If the layer is missing, there are no cells or peaks, names repeat, or counts are
         NaN, infinite, negative or not whole numbers, a cell has no open peak, or a batch is
         missing or not known.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, density=0.2, counts=True, seed=0)
+    >>> float(as_counts(adata).x.max()), bool(as_counts(adata, binary=False).x.max() > 1)
+    (1.0, True)
     """
     check_adata(adata)
     check_flag("binary", binary)
@@ -147,12 +164,20 @@ def as_counts(
 
 
 def batch_names(adata: AnnData, batch_key: str) -> tuple[str, ...]:
-    """The batches of the cells, by name, sorted.
+    """The batches of the cells, by name, sorted: what the column ``batch_key`` of obs holds.
 
     Raises
     ------
     DataError
         If there is no such column of ``adata.obs``, or a cell has no batch.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> adata.obs["donor"] = ["b", "a"] * 20
+    >>> batch_names(adata, "donor")
+    ('a', 'b')
     """
     check_adata(adata)
     if not isinstance(batch_key, str):

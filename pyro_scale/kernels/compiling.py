@@ -13,6 +13,7 @@ __all__ = ["compiled"]
 def compiled(flags: set[str], *, inline: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """A decorator: Numba's ``njit`` with LLVM's ``flags`` of floating-point arithmetic.
 
+    The function has no annotations: Numba compiles it for each combination of types that comes.
     What is compiled is kept beside the source or in the user's cache; where neither can be written
     (a package in a read-only image), every process compiles for itself, which takes seconds.
     """

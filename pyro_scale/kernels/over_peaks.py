@@ -26,6 +26,7 @@ __all__ = ["exp_gradients", "exp_sums", "softplus_gradients", "softplus_sums"]
 
 _Array = NDArray[np.float32]
 _BLOCK = 512  # peaks at a time: their weights and four cells' logits fit the first cache
+_ROW = _BLOCK + 16  # of an array of blocks: rows a power of two apart get in each other's way
 _FLAGS = {"contract", "nsz", "reassoc"}  # sums in any order; infinities and NaN stay what they are
 _njit, _inline = compiled(_FLAGS), compiled(_FLAGS, inline=True)
 
@@ -69,20 +70,27 @@ def _sigmoid(x):  # type: ignore[no-untyped-def]
     return (_ONE if x >= _ZERO else e) / (_ONE + e)
 
 
+@_inline
+def _turn(w_pr, first, last, w_rj):  # type: ignore[no-untyped-def]
+    for j in range(last - first):
+        for r in range(w_pr.shape[1]):
+            w_rj[r, j] = w_pr[first + j, r]
+
+
 @_njit
-def _logits_of_four(h_nr, w_rp, b_p, shift_n, cells, first, last, eta):  # type: ignore[no-untyped-def]
-    n_peaks, n_inputs = last - first, h_nr.shape[1]
+def _logits_of_four(h_nr, w_rj, b_j, shift_n, cells, eta):  # type: ignore[no-untyped-def]
+    n_peaks, n_inputs = len(b_j), h_nr.shape[1]
     eta0, eta1, eta2, eta3 = eta[0], eta[1], eta[2], eta[3]
     c0, c1, c2, c3 = cells
     s0, s1, s2, s3 = shift_n[c0], shift_n[c1], shift_n[c2], shift_n[c3]
-    b = b_p[first:last]
     for j in range(n_peaks):
-        eta0[j], eta1[j], eta2[j], eta3[j] = b[j] + s0, b[j] + s1, b[j] + s2, b[j] + s3
+        b = b_j[j]
+        eta0[j], eta1[j], eta2[j], eta3[j] = b + s0, b + s1, b + s2, b + s3
     even = n_inputs // 2 * 2
     for r in range(0, even, 2):
         g0, g1, g2, g3 = h_nr[c0, r], h_nr[c1, r], h_nr[c2, r], h_nr[c3, r]
         h0, h1, h2, h3 = h_nr[c0, r + 1], h_nr[c1, r + 1], h_nr[c2, r + 1], h_nr[c3, r + 1]
-        v, w = w_rp[r, first:last], w_rp[r + 1, first:last]
+        v, w = w_rj[r], w_rj[r + 1]
         for j in range(n_peaks):
             x, y = v[j], w[j]
             eta0[j] += g0 * x + h0 * y
@@ -91,7 +99,7 @@ def _logits_of_four(h_nr, w_rp, b_p, shift_n, cells, first, last, eta):  # type:
             eta3[j] += g3 * x + h3 * y
     for r in range(even, n_inputs):
         h0, h1, h2, h3 = h_nr[c0, r], h_nr[c1, r], h_nr[c2, r], h_nr[c3, r]
-        w = w_rp[r, first:last]
+        w = w_rj[r]
         for j in range(n_peaks):
             eta0[j] += h0 * w[j]
             eta1[j] += h1 * w[j]
@@ -112,12 +120,14 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 
 @_njit
-def _softplus_sums(h_nr, w_rp, b_p, shift_n, begin, end, out_n):  # type: ignore[no-untyped-def]
-    n_cells, eta = h_nr.shape[0], np.empty((4, _BLOCK), np.float32)
+def _softplus_sums(h_nr, w_pr, b_p, shift_n, begin, end, out_n):  # type: ignore[no-untyped-def]
+    n_cells, eta = h_nr.shape[0], np.empty((4, _ROW), np.float32)
+    w_rj = np.empty((h_nr.shape[1], _ROW), np.float32)
     for first in range(begin, end, _BLOCK):
         last = min(first + _BLOCK, end)
+        _turn(w_pr, first, last, w_rj)
         for n in range(0, n_cells, 4):
-            _logits_of_four(h_nr, w_rp, b_p, shift_n, _four(n, n_cells), first, last, eta)
+            _logits_of_four(h_nr, w_rj, b_p[first:last], shift_n, _four(n, n_cells), eta)
             for i in range(min(4, n_cells - n)):
                 total, eta_p = _ZERO, eta[i]
                 for j in range(last - first):
@@ -126,12 +136,14 @@ def _softplus_sums(h_nr, w_rp, b_p, shift_n, begin, end, out_n):  # type: ignore
 
 
 @_njit
-def _exp_sums(h_nr, w_rp, b_p, shift_n, begin, end, most_n, out_n):  # type: ignore[no-untyped-def]
-    n_cells, eta = h_nr.shape[0], np.empty((4, _BLOCK), np.float32)
+def _exp_sums(h_nr, w_pr, b_p, shift_n, begin, end, most_n, out_n):  # type: ignore[no-untyped-def]
+    n_cells, eta = h_nr.shape[0], np.empty((4, _ROW), np.float32)
+    w_rj = np.empty((h_nr.shape[1], _ROW), np.float32)
     for first in range(begin, end, _BLOCK):
         last = min(first + _BLOCK, end)
+        _turn(w_pr, first, last, w_rj)
         for n in range(0, n_cells, 4):
-            _logits_of_four(h_nr, w_rp, b_p, shift_n, _four(n, n_cells), first, last, eta)
+            _logits_of_four(h_nr, w_rj, b_p[first:last], shift_n, _four(n, n_cells), eta)
             for i in range(min(4, n_cells - n)):
                 eta_p, most, total = eta[i], np.float32(most_n[n + i]), _ZERO
                 for j in range(last - first):
@@ -146,17 +158,21 @@ def _exp_sums(h_nr, w_rp, b_p, shift_n, begin, end, most_n, out_n):  # type: ign
 
 @_njit
 def _gradients(  # type: ignore[no-untyped-def]
-    h_nr, w_rp, b_p, shift_n, grad_n, begin, end, grad_nr, grad_rp, grad_p, grad_shift_n, sigmoid
+    h_nr, w_pr, b_p, shift_n, grad_n, begin, end, grad_nr, grad_pr, grad_p, grad_shift_n, sigmoid
 ):
     n_cells, n_inputs = h_nr.shape
-    eta = np.empty((4, _BLOCK), np.float32)
+    eta = np.empty((4, _ROW), np.float32)
+    w_rj = np.empty((n_inputs, _ROW), np.float32)
+    grad_rj = np.empty((n_inputs, _ROW), np.float32)
     d0, d1, d2, d3 = eta[0], eta[1], eta[2], eta[3]
     for first in range(begin, end, _BLOCK):
         last = min(first + _BLOCK, end)
         n_peaks, grad_b = last - first, grad_p[first:last]
+        _turn(w_pr, first, last, w_rj)
+        grad_rj[:] = 0
         for n in range(0, n_cells, 4):
             c0, c1, c2, c3 = cells = _four(n, n_cells)
-            _logits_of_four(h_nr, w_rp, b_p, shift_n, cells, first, last, eta)
+            _logits_of_four(h_nr, w_rj, b_p[first:last], shift_n, cells, eta)
             for i in range(4):
                 total, eta_p = _ZERO, eta[i]
                 factor = grad_n[n + i] if n + i < n_cells else _ZERO
@@ -177,7 +193,7 @@ def _gradients(  # type: ignore[no-untyped-def]
             for r in range(n_inputs):
                 h0, h1, h2, h3 = h_nr[c0, r], h_nr[c1, r], h_nr[c2, r], h_nr[c3, r]
                 a0, a1, a2, a3 = _ZERO, _ZERO, _ZERO, _ZERO
-                w, grad_w = w_rp[r, first:last], grad_rp[r, first:last]
+                w, grad_w = w_rj[r], grad_rj[r]
                 for j in range(n_peaks):
                     x, x0, x1, x2, x3 = w[j], d0[j], d1[j], d2[j], d3[j]
                     a0 += x0 * x
@@ -189,26 +205,30 @@ def _gradients(  # type: ignore[no-untyped-def]
                 grad_nr[c1, r] += a1
                 grad_nr[c2, r] += a2
                 grad_nr[c3, r] += a3
+        for j in range(n_peaks):
+            for r in range(n_inputs):
+                grad_pr[first + j, r] = grad_rj[r, j]
 
 
-def softplus_sums(h_nr: _Array, w_rp: _Array, b_p: _Array, shift_n: _Array) -> NDArray[np.float64]:
+def softplus_sums(h_nr: _Array, w_pr: _Array, b_p: _Array, shift_n: _Array) -> NDArray[np.float64]:
     """sum_p softplus(eta_np), shape ``(n,)``."""
     out = np.zeros((N_PARTS, len(h_nr)))
     parted = zip(parts(len(b_p)), out, strict=True)
     in_parallel(
-        _softplus_sums, [(h_nr, w_rp, b_p, shift_n, *part, out_n) for part, out_n in parted]
+        _softplus_sums, [(h_nr, w_pr, b_p, shift_n, *part, out_n) for part, out_n in parted]
     )
-    return out.sum(0)
+    total_n: NDArray[np.float64] = out.sum(0)
+    return total_n
 
 
-def exp_sums(h_nr: _Array, w_rp: _Array, b_p: _Array, shift_n: _Array) -> NDArray[np.float64]:
+def exp_sums(h_nr: _Array, w_pr: _Array, b_p: _Array, shift_n: _Array) -> NDArray[np.float64]:
     """log sum_p exp(eta_np), shape ``(n,)``."""
     most = np.full((N_PARTS, len(h_nr)), -np.finfo(np.float32).max, np.float64)
     out = np.zeros((N_PARTS, len(h_nr)))
     parted = zip(parts(len(b_p)), most, out, strict=True)
     in_parallel(
         _exp_sums,
-        [(h_nr, w_rp, b_p, shift_n, *part, most_n, to_n) for part, most_n, to_n in parted],
+        [(h_nr, w_pr, b_p, shift_n, *part, most_n, to_n) for part, most_n, to_n in parted],
     )
     largest_n = most.max(0)
     total: NDArray[np.float64] = largest_n + np.log((out * np.exp(most - largest_n)).sum(0))
@@ -216,31 +236,31 @@ def exp_sums(h_nr: _Array, w_rp: _Array, b_p: _Array, shift_n: _Array) -> NDArra
 
 
 def _all_gradients(
-    h_nr: _Array, w_rp: _Array, b_p: _Array, shift_n: _Array, grad_n: _Array, sigmoid: bool
+    h_nr: _Array, w_pr: _Array, b_p: _Array, shift_n: _Array, grad_n: _Array, sigmoid: bool
 ) -> tuple[NDArray[np.float64], _Array, _Array, NDArray[np.float64]]:
     grad_nr = np.zeros((N_PARTS, *h_nr.shape))
     grad_shift_n = np.zeros((N_PARTS, len(h_nr)))
-    grad_rp, grad_p = np.zeros_like(w_rp), np.zeros_like(b_p)
+    grad_pr, grad_p = np.empty_like(w_pr), np.zeros_like(b_p)
     parted = zip(parts(len(b_p)), grad_nr, grad_shift_n, strict=True)
     in_parallel(
         _gradients,
         [
-            (h_nr, w_rp, b_p, shift_n, grad_n, *part, to_nr, grad_rp, grad_p, to_n, sigmoid)
+            (h_nr, w_pr, b_p, shift_n, grad_n, *part, to_nr, grad_pr, grad_p, to_n, sigmoid)
             for part, to_nr, to_n in parted
         ],
     )
-    return grad_nr.sum(0), grad_rp, grad_p, grad_shift_n.sum(0)
+    return grad_nr.sum(0), grad_pr, grad_p, grad_shift_n.sum(0)
 
 
 def softplus_gradients(
-    h_nr: _Array, w_rp: _Array, b_p: _Array, shift_n: _Array, grad_n: _Array
+    h_nr: _Array, w_pr: _Array, b_p: _Array, shift_n: _Array, grad_n: _Array
 ) -> tuple[NDArray[np.float64], _Array, _Array, NDArray[np.float64]]:
     """Of sum_n grad_n sum_p softplus(eta_np), in h, w, b and the shift."""
-    return _all_gradients(h_nr, w_rp, b_p, shift_n, grad_n, True)
+    return _all_gradients(h_nr, w_pr, b_p, shift_n, grad_n, True)
 
 
 def exp_gradients(
-    h_nr: _Array, w_rp: _Array, b_p: _Array, shift_n: _Array, grad_n: _Array
+    h_nr: _Array, w_pr: _Array, b_p: _Array, shift_n: _Array, grad_n: _Array
 ) -> tuple[NDArray[np.float64], _Array, _Array, NDArray[np.float64]]:
     """Of sum_n grad_n sum_p exp(eta_np), in h, w, b and the shift."""
-    return _all_gradients(h_nr, w_rp, b_p, shift_n, grad_n, False)
+    return _all_gradients(h_nr, w_pr, b_p, shift_n, grad_n, False)

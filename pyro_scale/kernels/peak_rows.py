@@ -1,8 +1,8 @@
-"""The rows of a layer's weights that a minibatch reads, and Adam's step on them alone.
+"""The rows of a layer's weights that a minibatch reads, brought up to date as they are read.
 
-A row that no cell of a minibatch has open has no gradient. Adam moves it all the same, by its
-decaying first moment; what it is *owed* of that is one number for all its weights, and is paid when
-the row is next read.
+A row's gradient is taken when the row is next read, together with what Adam's decaying first moment
+has moved it by in the steps between, in which no cell had its peak open: that is one number for all
+its weights. So weights and moments go through memory once for every minibatch that reads them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import sparse
 from pyro_scale.kernels.compiling import compiled
 from pyro_scale.kernels.parallel import N_PARTS, in_parallel, parts
 
-__all__ = ["OpenPeaks", "Overdue", "norm", "pay", "product", "step", "transposed_product"]
+__all__ = ["Behind", "OpenPeaks", "Rows", "Taken", "norm", "pay", "product"]
 
 _njit = compiled({"contract"})
 
@@ -38,7 +38,7 @@ class OpenPeaks(NamedTuple):
 
     peak: NDArray[np.int64]
     start: NDArray[np.int64]
-    cell: NDArray[np.int64]
+    cell: NDArray[np.int32]
     value: NDArray[Any]
     n_cells: int
 
@@ -49,20 +49,55 @@ class OpenPeaks(NamedTuple):
         return cls(peak, start, cell, value, x.shape[0])
 
 
-class Overdue(NamedTuple):
-    """What each of some rows has missed since its last step, in the dtype of the weights.
+class Taken(NamedTuple):
+    """Gradients of earlier steps as two factors each: x^T g is not multiplied out.
 
     Attributes
     ----------
-    owed
-        The sum over missed steps of rate times decay of moments.
-    decay, decay_sq
-        How much of the first and of the second moment is left.
+    cell, value
+        Entries of the steps' x, peak by peak; ``cell`` is a row of ``grad_rh``.
+    grad_rh
+        The steps' g, one below the other.
     """
 
+    cell: NDArray[np.int32]
+    value: NDArray[Any]
+    grad_rh: NDArray[Any]
+
+
+class Behind(NamedTuple):
+    """What each of some rows has missed.
+
+    Attributes
+    ----------
+    start, stop
+        Which of the :class:`Taken` are its last gradient's; none if they are equal.
+    rate, floor
+        Of that gradient's step t: lr sqrt(1 - beta2^t) / (1 - beta1^t) and eps sqrt(1 - beta2^t).
+    owed
+        The sum over the steps after it of rate times decay of moments.
+    decay, decay_sq
+        How much of the first and of the second moment is left after those.
+    """
+
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    rate: NDArray[Any]
+    floor: NDArray[Any]
     owed: NDArray[Any]
     decay: NDArray[Any]
     decay_sq: NDArray[Any]
+
+
+class Rows(NamedTuple):
+    """A layer's weights and both moments, each of shape ``(p, h)``, with Adam's constants."""
+
+    w_ph: NDArray[Any]
+    m_ph: NDArray[Any]
+    v_ph: NDArray[Any]
+    beta1: float
+    beta2: float
+    eps: float
 
 
 @_njit
@@ -81,7 +116,7 @@ def _open_peaks(indptr, indices, data, n_peaks):  # type: ignore[no-untyped-def]
             peak[t], start[t + 1] = p, start[t] + count[p]
             count[p] = start[t]  # from here on: where its next entry goes
             t += 1
-    cell, value = np.empty(start[n_open], np.int64), np.empty(start[n_open], data.dtype)
+    cell, value = np.empty(start[n_open], np.int32), np.empty(start[n_open], data.dtype)
     for n in range(len(indptr) - 1):
         for e in range(indptr[n], indptr[n + 1]):
             if data[e] != 0:
@@ -92,69 +127,39 @@ def _open_peaks(indptr, indices, data, n_peaks):  # type: ignore[no-untyped-def]
 
 
 @_njit
-def _product(peak, start, cell, value, owed, eps, w_ph, m_ph, v_ph, first, last, out_nh):  # type: ignore[no-untyped-def]
+def _read(peak, start, cell, value, behind, taken, rows, first, last, out_nh):  # type: ignore[no-untyped-def]
+    w_ph, m_ph, v_ph, beta1, beta2, eps = rows
+    number = w_ph.dtype.type
+    new1, new2 = number(1 - beta1), number(1 - beta2)
+    beta1, beta2, eps = number(beta1), number(beta2), number(eps)
     n_hidden = w_ph.shape[1]
-    eps, row_h = w_ph.dtype.type(eps), np.empty(n_hidden, w_ph.dtype)
+    grad_h = np.empty(n_hidden, w_ph.dtype)
     for t in range(first, last):
-        w_h, m_h, v_h, due = w_ph[peak[t]], m_ph[peak[t]], v_ph[peak[t]], owed[t]
-        if due == 0:
+        w_h, m_h, v_h = w_ph[peak[t]], m_ph[peak[t]], v_ph[peak[t]]
+        owed, keep1, keep2 = behind.owed[t], behind.decay[t], behind.decay_sq[t]
+        if behind.start[t] < behind.stop[t]:
+            rate, floor = behind.rate[t], behind.floor[t]
+            grad_h[:] = 0
+            for e in range(behind.start[t], behind.stop[t]):
+                x, from_h = taken.value[e], taken.grad_rh[taken.cell[e]]
+                for h in range(n_hidden):
+                    grad_h[h] += x * from_h[h]
             for h in range(n_hidden):
-                row_h[h] = w_h[h]
-        else:
+                g = grad_h[h]
+                m = beta1 * m_h[h] + new1 * g
+                v = beta2 * v_h[h] + new2 * g * g
+                deviation = np.sqrt(v)
+                w_h[h] -= rate * m / (deviation + floor) + owed * m / (deviation + eps)
+                m_h[h], v_h[h] = keep1 * m, keep2 * v
+        elif keep1 != 1:
             for h in range(n_hidden):
-                row_h[h] = w_h[h] - due * m_h[h] / (np.sqrt(v_h[h]) + eps)
+                w_h[h] -= owed * m_h[h] / (np.sqrt(v_h[h]) + eps)
+                m_h[h] *= keep1
+                v_h[h] *= keep2
         for e in range(start[t], start[t + 1]):
             x, out_h = value[e], out_nh[cell[e]]
             for h in range(n_hidden):
-                out_h[h] += x * row_h[h]
-
-
-@_njit
-def _step(  # type: ignore[no-untyped-def]
-    peak, start, cell, value, owed, decay, decay_sq, grad_nh, scalars, w_ph, m_ph, v_ph, first, last
-):
-    n_hidden, number = w_ph.shape[1], w_ph.dtype.type
-    rate, root, eps = number(scalars[0]), number(scalars[1]), number(scalars[2])
-    beta1, beta2 = number(scalars[3]), number(scalars[4])
-    new1, new2 = number(1 - scalars[3]), number(1 - scalars[4])
-    grad_h = np.empty(n_hidden, w_ph.dtype)
-    for t in range(first, last):
-        grad_h[:] = 0
-        for e in range(start[t], start[t + 1]):
-            x, from_h = value[e], grad_nh[cell[e]]
-            for h in range(n_hidden):
-                grad_h[h] += x * from_h[h]
-        w_h, m_h, v_h = w_ph[peak[t]], m_ph[peak[t]], v_ph[peak[t]]
-        due, keep1, keep2 = owed[t], decay[t] * beta1, decay_sq[t] * beta2
-        for h in range(n_hidden):
-            g = grad_h[h]
-            w = w_h[h] - due * m_h[h] / (np.sqrt(v_h[h]) + eps)
-            m = keep1 * m_h[h] + new1 * g
-            v = keep2 * v_h[h] + new2 * g * g
-            m_h[h], v_h[h] = m, v
-            w_h[h] = w - rate * m / (root * np.sqrt(v) + eps)
-
-
-@_njit
-def _pay(peak, owed, decay, decay_sq, eps, w_ph, m_ph, v_ph, first, last):  # type: ignore[no-untyped-def]
-    n_hidden, eps = w_ph.shape[1], w_ph.dtype.type(eps)
-    for t in range(first, last):
-        w_h, m_h, v_h = w_ph[peak[t]], m_ph[peak[t]], v_ph[peak[t]]
-        due, keep1, keep2 = owed[t], decay[t], decay_sq[t]
-        for h in range(n_hidden):
-            w_h[h] -= due * m_h[h] / (np.sqrt(v_h[h]) + eps)
-            m_h[h] *= keep1
-            v_h[h] *= keep2
-
-
-@_njit
-def _transposed_product(indptr, indices, data, grad_nh, out_ph):  # type: ignore[no-untyped-def]
-    for n in range(len(indptr) - 1):
-        from_h = grad_nh[n]
-        for e in range(indptr[n], indptr[n + 1]):
-            x, out_h = data[e], out_ph[indices[e]]
-            for h in range(out_ph.shape[1]):
-                out_h[h] += x * from_h[h]
+                out_h[h] += x * w_h[h]
 
 
 @_njit
@@ -169,62 +174,25 @@ def _norm_sq(start, cell, value, gram_nn, first, last, out):  # type: ignore[no-
     out[0] = total
 
 
-def product(
-    x: OpenPeaks,
-    due: Overdue,
-    eps: float,
-    w_ph: NDArray[Any],
-    m_ph: NDArray[Any],
-    v_ph: NDArray[Any],
-) -> NDArray[Any]:
-    """x W with the rows of W as they would be had they been paid, shape ``(n, h)``."""
-    shape = (x.n_cells, w_ph.shape[1])
-    sums = [np.zeros(shape, w_ph.dtype) for _ in range(N_PARTS)]
-    rows = (*x[:4], due.owed, eps, w_ph, m_ph, v_ph)
+def product(x: OpenPeaks, behind: Behind, taken: Taken, rows: Rows) -> NDArray[Any]:
+    """Bring the rows of the open peaks up to date; x W, shape ``(n, h)``."""
+    shape = (x.n_cells, rows.w_ph.shape[1])
+    sums = [np.zeros(shape, rows.w_ph.dtype) for _ in range(N_PARTS)]
+    given = (*x[:4], behind, taken, rows)
     in_parallel(
-        _product,
-        [(*rows, *part, out_nh) for part, out_nh in zip(parts(len(x.peak)), sums, strict=True)],
+        _read,
+        [(*given, *part, out_nh) for part, out_nh in zip(parts(len(x.peak)), sums, strict=True)],
     )
     for other in sums[1:]:
         sums[0] += other
     return sums[0]
 
 
-def step(
-    x: OpenPeaks,
-    due: Overdue,
-    grad_nh: NDArray[Any],
-    scalars: tuple[float, float, float, float, float],
-    w_ph: NDArray[Any],
-    m_ph: NDArray[Any],
-    v_ph: NDArray[Any],
-) -> None:
-    """Pay the open peaks' rows, then Adam's step on them with the gradient x^T g.
-
-    ``scalars`` are lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps, beta1 and beta2.
-    """
-    rows = (*x[:4], *due, grad_nh, scalars, w_ph, m_ph, v_ph)
-    in_parallel(_step, [(*rows, *part) for part in parts(len(x.peak))])
-
-
-def pay(
-    peak: NDArray[np.int64],
-    due: Overdue,
-    eps: float,
-    w_ph: NDArray[Any],
-    m_ph: NDArray[Any],
-    v_ph: NDArray[Any],
-) -> None:
-    """Pay some peaks' rows, and let their moments decay."""
-    rows = (peak, *due, eps, w_ph, m_ph, v_ph)
-    in_parallel(_pay, [(*rows, *part) for part in parts(len(peak))])
-
-
-def transposed_product(x: sparse.csr_matrix, grad_nh: NDArray[Any]) -> NDArray[Any]:
-    """x^T g, every peak's row, shape ``(p, h)``."""
-    out_ph = np.zeros((x.shape[1], grad_nh.shape[1]), grad_nh.dtype)
-    _transposed_product(x.indptr, x.indices, x.data, grad_nh, out_ph)
-    return out_ph
+def pay(peak: NDArray[np.int64], behind: Behind, taken: Taken, rows: Rows) -> None:
+    """Bring some peaks' rows up to date."""
+    no_cell, no_value = np.empty(0, np.int32), np.empty(0, rows.w_ph.dtype)
+    nothing = OpenPeaks(peak, np.zeros(len(peak) + 1, np.int64), no_cell, no_value, 0)
+    product(nothing, behind, taken, rows)
 
 
 def norm(x: OpenPeaks, gram_nn: NDArray[Any]) -> float:

@@ -2,19 +2,21 @@
 
 from pyro_scale.objectives import terms
 from pyro_scale.objectives.closed_forms import (
-    EXACT,
-    PUBLISHED,
-    Constants,
-    Point,
-    Terms,
     collapsed,
-    evaluate,
     importance_weighted,
     mean_field,
     mean_field_at_z,
     scale,
 )
 from pyro_scale.objectives.estimators import ESTIMATORS, Objective
+from pyro_scale.objectives.point import (
+    EXACT,
+    PUBLISHED,
+    Constants,
+    Point,
+    Terms,
+    evaluate,
+)
 from pyro_scale.objectives.register import ClosedForm, Registration, register
 from pyro_scale.objectives.table import TABLE, TWINS, Agreement, Row, Table, find_row, to_markdown
 from pyro_scale.objectives.trace_enum_mean_field_elbo import TraceEnumMeanField_ELBO

@@ -17,6 +17,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
 from pyro_scale.objectives.trace_enum_mean_field_elbo import TraceEnumMeanField_ELBO
+from pyro_scale.one_at_a_time import one_at_a_time
 from pyro_scale.programs import Cells, MixtureVAE, Treatment, build
 
 __all__ = ["ESTIMATORS", "Objective"]
@@ -48,6 +49,18 @@ class Objective(nn.Module):
     n_particles
         Samples per evaluation. For RenyiELBO the bound depends on it (IWAE); for the others
         it only averages.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> objective = Objective(vae, "structured", "TraceEnum_ELBO")
+    >>> objective(cells).shape, type(objective.loss(cells))
+    (torch.Size([]), <class 'float'>)
+    >>> loss = objective.backward(cells, divide_by=cells.n_cells)
+    >>> vae.prior.loc_kd.grad.shape
+    torch.Size([3, 2])
     """
 
     def __init__(
@@ -73,8 +86,11 @@ class Objective(nn.Module):
         self.estimator = estimator
         self.elbo = ESTIMATORS[estimator](**options)
         self.differentiable = hasattr(self.elbo, "differentiable_loss")
+        # The others look for a pyro.param site before they call backward.
+        model.param_sites = guide.param_sites = not self.differentiable
         self.programs = self.elbo(model, guide)
 
+    @one_at_a_time()
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> Tensor:
         """A differentiable loss: minus the bound, summed over cells, in nats.
 
@@ -91,12 +107,17 @@ class Objective(nn.Module):
         loss: Tensor = self.programs(cells, kl_weight)
         return loss
 
+    @one_at_a_time()
     @torch.no_grad()
     def loss(self, cells: Cells, kl_weight: float = 1.0) -> float:
-        """Minus the bound, summed over cells, in nats; no gradients."""
+        """Minus the bound, summed over ``cells``, in nats; no gradients.
+
+        ``kl_weight`` multiplies the terms of z and c.
+        """
         value = self.elbo.loss(self.programs.model, self.programs.guide, cells, kl_weight)
         return float(value)
 
+    @one_at_a_time()
     def backward(
         self,
         cells: Cells,

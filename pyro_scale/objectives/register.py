@@ -8,9 +8,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from pyro_scale.objectives.closed_forms import Point, Terms
 from pyro_scale.objectives.estimators import ESTIMATORS
+from pyro_scale.objectives.point import Point, Terms
 from pyro_scale.objectives.table import TABLE, TWINS, Agreement, Row
+from pyro_scale.one_at_a_time import one_at_a_time
 from pyro_scale.programs import FORMULATIONS, Formulation, MixtureVAE, Treatment
 from pyro_scale.programs.formulations import Program
 
@@ -29,6 +30,14 @@ class Registration:
     ----------
     formulation, rows, twins
         What was registered; the twins by name.
+
+    Examples
+    --------
+    >>> row = Row("again", "Trace_ELBO", "collapsed", "collapsed", "exact", "exact")
+    >>> again = register(FORMULATIONS["collapsed"]._replace(name="again"), [row])
+    >>> again
+    Registration('again', 1 supported rows)
+    >>> again.remove()
     """
 
     def __init__(
@@ -266,6 +275,7 @@ def _refuse_rows(
         raise ValueError(f"no row of {name!r} names its closed form {unused[0]!r}.")
 
 
+@one_at_a_time()
 def _refuse_programs(formulation: Formulation) -> None:
     """Build them once, over a small model that is thrown away."""
     with torch.random.fork_rng(devices=[]):

@@ -20,13 +20,14 @@ from typing import Literal, overload
 from torch import Tensor
 
 from pyro_scale.objectives import closed_forms
-from pyro_scale.objectives.closed_forms import Point
 from pyro_scale.objectives.estimators import ESTIMATORS
+from pyro_scale.objectives.point import Point
 from pyro_scale.programs import FORMULATIONS, Treatment
 
 __all__ = ["TABLE", "TWINS", "Agreement", "Row", "Table", "find_row", "to_markdown"]
 
 Agreement = Literal["exact", "in expectation", "unsupported"]
+"""How closely an estimator and a closed form agree; see above."""
 
 TWINS: dict[str, Callable[[Point, Tensor | None], Tensor]] = {
     "collapsed": lambda at, _: closed_forms.collapsed(at).total(),
@@ -52,6 +53,12 @@ class Row:
         How closely value and gradient agree with the twin's.
     note
         Why, where it is not obvious.
+
+    Examples
+    --------
+    >>> row = Row("scale", "TraceEnum_ELBO", "enumerated", "scale", *["in expectation"] * 2)
+    >>> row.supported, row.n_particles
+    (True, 1)
     """
 
     formulation: str
@@ -144,6 +151,16 @@ class Table(Sequence[Row]):
     """Every formulation x treatment of c x estimator, as it now stands.
 
     A sequence that is read; :func:`pyro_scale.register` adds to it.
+
+    Parameters
+    ----------
+    listed
+        The rows that are supported, or refused for a reason of ours.
+
+    Examples
+    --------
+    >>> len(TABLE), sum(row.supported for row in TABLE)
+    (62, 30)
     """
 
     def __init__(self, listed: tuple[Row, ...]) -> None:
@@ -214,7 +231,13 @@ def find_row(formulation: str, estimator: str | None = None, c: Treatment | None
 
 
 def to_markdown() -> str:
-    """The supported rows as a Markdown table (the README's)."""
+    r"""The supported rows as a Markdown table (the README's).
+
+    Examples
+    --------
+    >>> print(to_markdown().splitlines()[2][:68])
+    | collapsed | q(z\|x), mixture prior on z | collapsed | Trace_ELBO |
+    """
     lines = [
         "| formulation | q(z,c\\|x) | c | Pyro estimator | closed form | value | gradient |",
         "|---|---|---|---|---|---|---|",

@@ -37,6 +37,20 @@ def bernoulli_log_lik(logits_np: Tensor, x_np: Tensor, *, eps: float = 0.0) -> T
 
     With ``eps`` the published code's version on probabilities :math:`s = \sigma(\ell)`,
     :math:`\sum_p x_p \log(s_p + \epsilon) + (1 - x_p) \log(1 - s_p + \epsilon)`.
+
+    Parameters
+    ----------
+    logits_np
+        Shape ``(..., n, p)``.
+    x_np
+        0/1, shape ``(n, p)``.
+    eps
+        Added inside the logarithms.
+
+    Examples
+    --------
+    >>> bernoulli_log_lik(torch.zeros(5, 4), torch.ones(5, 4))[0]
+    tensor(-2.7726)
     """
     if eps == 0.0:
         return (x_np * logits_np - F.softplus(logits_np)).sum(-1)
@@ -48,6 +62,18 @@ def poisson_log_lik(log_rate_np: Tensor, x_np: Tensor) -> Tensor:
     r"""log p(x|z) for counts, shape ``(..., n)``.
 
     .. math:: \sum_p x_p \log \lambda_p - \lambda_p - \log \Gamma(x_p + 1)
+
+    Parameters
+    ----------
+    log_rate_np
+        Shape ``(..., n, p)``.
+    x_np
+        Counts, shape ``(n, p)``.
+
+    Examples
+    --------
+    >>> poisson_log_lik(torch.zeros(5, 4), torch.ones(5, 4))[0]
+    tensor(-4.)
     """
     return (x_np * log_rate_np - log_rate_np.exp() - torch.lgamma(x_np + 1)).sum(-1)
 
@@ -56,6 +82,18 @@ def log_p_z_given_c(z_nd: Tensor, loc_kd: Tensor, var_kd: Tensor) -> Tensor:
     r"""log N(z; mu_c, var_c) for every c, shape ``(..., n, k)``.
 
     .. math:: -\tfrac12 \sum_d \log 2\pi\,\mathrm{var}_{cd} + (z_d-\mu_{cd})^2/\mathrm{var}_{cd}
+
+    Parameters
+    ----------
+    z_nd
+        Where, shape ``(..., n, d)``.
+    loc_kd, var_kd
+        The components' means and variances, shape ``(k, d)``.
+
+    Examples
+    --------
+    >>> log_p_z_given_c(torch.zeros(5, 2), torch.zeros(3, 2), torch.ones(3, 2)).shape
+    torch.Size([5, 3])
     """
     square_nkd = (z_nd.unsqueeze(-2) - loc_kd).square() / var_kd
     return -0.5 * (LOG_2PI + var_kd.log() + square_nkd).sum(-1)
@@ -71,6 +109,19 @@ def expected_log_p_z_given_c(
         + (\sigma_d^2 + (m_d - \mu_{cd})^2)/\mathrm{var}_{cd}
 
     with :math:`m, \sigma^2` the mean and variance of q(z|x).
+
+    Parameters
+    ----------
+    loc_nd, var_nd
+        Mean and variance of q(z|x), shape ``(..., n, d)``.
+    loc_kd, var_kd
+        The components' means and variances, shape ``(k, d)``.
+
+    Examples
+    --------
+    >>> of_q, of_c = (torch.zeros(5, 2), torch.ones(5, 2)), (torch.zeros(3, 2), torch.ones(3, 2))
+    >>> expected_log_p_z_given_c(*of_q, *of_c).shape
+    torch.Size([5, 3])
     """
     square_nkd = (loc_nd.unsqueeze(-2) - loc_kd).square() + var_nd.unsqueeze(-2)
     return -0.5 * (LOG_2PI + var_kd.log() + square_nkd / var_kd).sum(-1)
@@ -80,6 +131,18 @@ def log_q_z(z_nd: Tensor, loc_nd: Tensor, var_nd: Tensor) -> Tensor:
     r"""log q(z|x) at a sample, shape ``(..., n)``.
 
     .. math:: -\tfrac12 \sum_d \log 2\pi\sigma_d^2 + (z_d - m_d)^2/\sigma_d^2
+
+    Parameters
+    ----------
+    z_nd
+        Where, shape ``(..., n, d)``.
+    loc_nd, var_nd
+        Mean and variance of q(z|x), shape ``(..., n, d)``.
+
+    Examples
+    --------
+    >>> log_q_z(torch.zeros(5, 2), torch.zeros(5, 2), torch.ones(5, 2))[0]
+    tensor(-1.8379)
     """
     return -0.5 * (LOG_2PI + var_nd.log() + (z_nd - loc_nd).square() / var_nd).sum(-1)
 
@@ -88,6 +151,16 @@ def entropy_z(var_nd: Tensor) -> Tensor:
     r"""H, the entropy of q(z|x), shape ``(..., n)``.
 
     .. math:: \tfrac12 \sum_d 1 + \log 2\pi\sigma_d^2
+
+    Parameters
+    ----------
+    var_nd
+        Variance of q(z|x), shape ``(..., n, d)``.
+
+    Examples
+    --------
+    >>> entropy_z(torch.ones(5, 2))[0]
+    tensor(2.8379)
     """
     return 0.5 * (1 + LOG_2PI + var_nd.log()).sum(-1)
 
@@ -101,6 +174,20 @@ def log_responsibilities(
 
     With ``floor`` the published code's version, which adds it to every density before
     normalising and so turns uniform once the densities underflow it.
+
+    Parameters
+    ----------
+    log_pi_k
+        Log weights, shape ``(k,)``.
+    log_p_z_given_c_nk
+        Of :func:`log_p_z_given_c`, shape ``(..., n, k)``.
+    floor
+        Added to every density.
+
+    Examples
+    --------
+    >>> log_responsibilities(torch.zeros(2), torch.tensor([[0.0, 100.0]])).exp()
+    tensor([[3.7835e-44, 1.0000e+00]])
     """
     joint_nk = log_pi_k + log_p_z_given_c_nk
     if floor > 0.0:
@@ -113,5 +200,17 @@ def log_optimal_q_c(log_pi_k: Tensor, expected_log_p_z_given_c_nk: Tensor) -> Te
 
     .. math:: g^* = \mathrm{softmax}_c(e_c), \quad
         e_c = \log\pi_c + E_{q(z|x)}[\log N(z; \mu_c, \mathrm{var}_c)]
+
+    Parameters
+    ----------
+    log_pi_k
+        Log weights, shape ``(k,)``.
+    expected_log_p_z_given_c_nk
+        Of :func:`expected_log_p_z_given_c`, shape ``(..., n, k)``.
+
+    Examples
+    --------
+    >>> log_optimal_q_c(torch.tensor([0.2, 0.8]).log(), torch.zeros(5, 2)).exp()[0]
+    tensor([0.2000, 0.8000])
     """
     return F.log_softmax(log_pi_k + expected_log_p_z_given_c_nk, dim=-1)

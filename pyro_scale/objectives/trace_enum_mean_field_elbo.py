@@ -39,6 +39,18 @@ class TraceEnumMeanField_ELBO(TraceEnum_ELBO):  # noqa: N801 (Pyro's naming)
         When called with a guide that samples a discrete site instead of enumerating it, or
         with a reparameterised site whose KL divergence to its prior is not registered (the
         collapsed mixture).
+
+    Examples
+    --------
+    The loss of VaDE and of SCALE's derivation: c enumerated, independent of z.
+
+    >>> import torch
+    >>> from pyro_scale.objectives import Objective
+    >>> from pyro_scale.programs import Cells, MixtureVAE
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> Objective(vae, "mean_field", "TraceEnumMeanField_ELBO")(cells).shape
+    torch.Size([])
     """
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:

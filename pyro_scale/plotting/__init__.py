@@ -8,6 +8,7 @@ from pyro_scale.plotting.bounds import comparison, ladder
 from pyro_scale.plotting.correlation import cell_correlation
 from pyro_scale.plotting.heatmaps import peak_heatmap
 from pyro_scale.plotting.imputed import imputation
+from pyro_scale.plotting.matrix import matrix
 from pyro_scale.plotting.overview import run
 from pyro_scale.plotting.responsibilities import occupancy
 from pyro_scale.plotting.scatter import embedding, responsibility_entropy
@@ -27,6 +28,7 @@ __all__ = [
     "history",
     "imputation",
     "ladder",
+    "matrix",
     "metrics",
     "occupancy",
     "peak_heatmap",

@@ -26,9 +26,18 @@ def comparison(frame: pd.DataFrame, *, save: str | Path | None = None) -> Figure
     Parameters
     ----------
     frame
-        ``Comparison.to_frame()``.
+        ``Comparison.to_frame()``, one row per combination.
     save
         Write the figure to this ``.pdf``, ``.svg`` or ``.png``.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(8,))
+    >>> table = ps.compare(model, n_cells=4, n_samples=2, formulations=["collapsed"])
+    >>> len(comparison(table.to_frame()).axes)
+    2
     """
     rows = frame[frame["value_agreement"] != "unsupported"].iloc[::-1]
     y = np.arange(len(rows))
@@ -75,9 +84,17 @@ def ladder(frame: pd.DataFrame, *, save: str | Path | None = None) -> Figure:
     Parameters
     ----------
     frame
-        Columns ``gap_posterior``, ``gap_optimal``, ``gap_averaged``, ``gap_scale``, in nats.
+        One row per cell, in nats: columns ``gap_posterior``, ``gap_optimal``, ``gap_averaged``,
+        ``gap_scale``.
     save
         Write the figure to this ``.pdf``, ``.svg`` or ``.png``.
+
+    Examples
+    --------
+    >>> names = ["gap_posterior", "gap_optimal", "gap_averaged", "gap_scale"]
+    >>> figure = ladder(pd.DataFrame([[1.0, 0.3, 0.1, 0.2], [0.5, 0.1, 0.0, 0.1]], columns=names))
+    >>> len(figure.axes[0].patches)  # a bar per cell and gap
+    8
     """
     gaps = [
         ("gap_posterior", "log p(x) − L_str = KL(q(z|x) ‖ p(z|x))"),

@@ -100,7 +100,8 @@ def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
         raise DataError(
             f"{argument}={key!r} is not a column of adata.obs; it has {_listed(adata.obs.columns)}."
         )
-    return adata.obs[key]
+    column: pd.Series = adata.obs[key]
+    return column
 
 
 def column_groups(adata: AnnData, key: str, argument: str) -> Groups:
@@ -181,7 +182,7 @@ def peak_positions(adata: AnnData, peaks: Sequence[str], argument: str) -> NDArr
         raise ValueError(f"{argument} names no peak; give at least one.")
     if not adata.var_names.is_unique:
         raise DataError("peak names repeat; make them unique (adata.var_names_make_unique()).")
-    at = adata.var_names.get_indexer(pd.Index(list(peaks)))
+    at: NDArray[np.intp] = adata.var_names.get_indexer(pd.Index(list(peaks)))
     missing = [name for name, place in zip(peaks, at, strict=True) if place < 0]
     if missing:
         raise DataError(

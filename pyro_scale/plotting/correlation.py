@@ -68,6 +68,14 @@ def cell_correlation(
     ------
     DataError
         If ``use_rep`` or ``groupby`` is not there, or ``use_rep`` has one dimension.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> figure = ps.pl.cell_correlation(adata, groupby="cell_type", use_rep="X")
+    >>> figure.axes[0].images[0].get_array().shape
+    (40, 40)
     """
     check_cells(adata)
     groups = column_groups(adata, groupby, "groupby")
@@ -118,7 +126,8 @@ def _correlation(x_np: Any) -> NDArray[np.float64]:
         noise = 1e-24 * (x_np**2).mean(1)
     variance = covariance.diagonal()
     sd_n = np.sqrt(np.where(variance > noise, variance, np.nan))
-    return np.clip(covariance / np.outer(sd_n, sd_n), -1, 1)
+    r_nn: NDArray[np.float64] = np.clip(covariance / np.outer(sd_n, sd_n), -1, 1)
+    return r_nn
 
 
 def _ordered_inside(r_nn: NDArray[np.float64], codes: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -81,6 +81,14 @@ def peak_heatmap(
     ------
     DataError
         If a peak, column or layer is not there.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> figure = ps.pl.peak_heatmap(adata, adata.var_names[:10], groupby="cell_type")
+    >>> figure.axes[0].images[0].get_array().shape
+    (10, 40)
     """
     check_cells(adata)
     by_cluster = (

@@ -72,6 +72,15 @@ def imputation(
     ------
     DataError
         If the layer, a peak or the column is not there.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> adata.layers["smoothed"] = adata.X @ (0.9 * adata.X.T @ adata.X).tanh()
+    >>> figure = ps.pl.imputation(adata, layer="smoothed", groupby="cell_type", n_peaks=10)
+    >>> len(figure.axes)  # two heat maps, their colour bars and the cells' groups
+    6
     """
     check_cells(adata)
     groups = column_groups(adata, groupby, "groupby")

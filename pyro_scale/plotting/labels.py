@@ -82,4 +82,5 @@ def spread(places: ArrayLike, gap: float, low: float, high: float) -> NDArray[np
     steps = gap * np.arange(n)
     up = np.maximum.accumulate(np.maximum(moved, low) - steps) + steps
     top = high - gap * np.arange(n)[::-1]
-    return np.minimum(up, np.minimum.accumulate(top[::-1])[::-1])
+    spread_out: NDArray[np.float64] = np.minimum(up, np.minimum.accumulate(top[::-1])[::-1])
+    return spread_out

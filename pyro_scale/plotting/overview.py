@@ -49,6 +49,19 @@ def run(
         Of the embedding, and of the choice of 5,000 cells where there are more.
     save
         Write the figure to this ``.pdf``, ``.svg`` or ``.png``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> model = ps.SCALE(adata, n_components=2, n_latent=2, hidden=(8,))
+    >>> model.train(max_epochs=2, progress_bar=False)
+    >>> result = model.to_anndata()
+    >>> result.obsm["X_umap"] = result.obsm["X_scale"]
+    >>> figure = ps.pl.run(result, history=model.history)
+    >>> len(figure.axes)  # four panels and a colour bar
+    5
     """
     check_cells(adata)
     column_groups(adata, cluster, "cluster")

@@ -34,7 +34,8 @@ def responsibilities_of(adata: AnnData, key: str) -> NDArray[np.float64]:
 def normalised_entropy(q_nk: NDArray[np.float64]) -> NDArray[np.float64]:
     """Entropy of each row in units of log K: 0 is certain, 1 is uniform."""
     most = np.log(max(q_nk.shape[1], 2))
-    return np.clip(-xlogy(q_nk, q_nk).sum(1) / most, 0, 1)
+    entropy_n: NDArray[np.float64] = np.clip(-xlogy(q_nk, q_nk).sum(1) / most, 0, 1)
+    return entropy_n
 
 
 def occupancy(
@@ -61,6 +62,17 @@ def occupancy(
         Draw here; None: a new figure.
     save
         Write the figure to this ``.pdf``, ``.svg`` or ``.png``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> adata.obsm["scale_responsibilities"] = np.eye(2)[np.arange(40) % 2]
+    >>> adata.obs["scale_cluster"] = ["0", "1"] * 20
+    >>> axes = ps.pl.occupancy(adata, weights=[0.4, 0.6])
+    >>> [float(bar.get_height()) for bar in axes.patches]
+    [0.5, 0.5]
     """
     check_cells(adata)
     q_nk = responsibilities_of(adata, key)

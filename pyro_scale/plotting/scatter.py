@@ -71,6 +71,16 @@ def embedding(
     ------
     DataError
         If ``basis`` or ``color`` is not there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(40, 2))
+    >>> axes = ps.pl.embedding(adata, "cell_type")
+    >>> sum(len(dots.get_offsets()) for dots in axes.collections)
+    40
     """
     check_cells(adata)
     xy, name = _coordinates(adata, basis)
@@ -109,6 +119,16 @@ def responsibility_entropy(
         Its name.
     basis, ax, save
         As in :func:`embedding`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(40, 2))
+    >>> adata.obsm["scale_responsibilities"] = np.full((40, 2), 0.5)
+    >>> ps.pl.responsibility_entropy(adata).get_title(loc="left")
+    'Undecided cells (mean 1.00)'
     """
     check_cells(adata)
     xy, name = _coordinates(adata, basis)

@@ -33,7 +33,7 @@ def metrics(
     Parameters
     ----------
     frame
-        One row per method, setting and repeat.
+        One row per method, setting and repeat, shape ``(n, 3)`` or wider.
     x, y, hue
         Columns of the setting (numbers, or categories in their order), the score and the method.
     ax
@@ -45,6 +45,13 @@ def metrics(
     ------
     ValueError
         If a column is missing, or the score is not a number anywhere.
+
+    Examples
+    --------
+    >>> runs = {"corrupted": [0.0, 0.0, 0.1, 0.1], "ari": [0.9, 1.0, 0.8, 0.7]}
+    >>> axes = metrics(pd.DataFrame(runs).assign(method="SCALE"), x="corrupted")
+    >>> axes.lines[0].get_ydata()
+    array([0.95, 0.75])
     """
     missing = [name for name in (x, y, hue) if name not in frame]
     if missing:

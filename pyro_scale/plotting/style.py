@@ -22,6 +22,7 @@ CATEGORIES = (
     "#882255",
     "#44AA99",
 )
+"""Twelve colours for categories: six of Okabe and Ito's, and six more."""
 
 MISSING = "#D0D0D0"
 """Cells without a category or value."""
@@ -37,6 +38,12 @@ def style() -> Iterator[None]:
     """Set matplotlib's parameters inside the block, and give the caller's back.
 
     Sizes are those of a figure printed at its own width: 3.5 inches for a column, 7 for a page.
+
+    Examples
+    --------
+    >>> with style():
+    ...     mpl.rcParams["font.size"]
+    8.0
     """
     with mpl.rc_context(
         {

@@ -22,7 +22,7 @@ from pyro_scale.plotting.cells import Groups, check_cells, column_groups, groups
 from pyro_scale.plotting.labels import CHARACTER
 from pyro_scale.plotting.saving import on_axes, root_figure
 
-__all__ = ["confusion_matrix", "feature_specificity"]
+__all__ = ["confusion_matrix", "feature_specificity", "ink"]
 
 _MOST_ANNOTATED = 25
 _MOST_TICKS = 60
@@ -159,7 +159,7 @@ def _annotate(
     size = min(7.0, (width - 1) / (0.65 * longest), height / 1.3)
     if size < _SMALLEST_TEXT:
         return
-    ink_lk = _ink(to_rgba_array(shown.cmap(shown.norm(values_lk)).reshape(-1, 4)))
+    ink_lk = ink(to_rgba_array(shown.cmap(shown.norm(values_lk)).reshape(-1, 4)))
     for at, (row, column) in enumerate(np.ndindex(values_lk.shape)):
         if count_lk[row, column]:
             ax.text(
@@ -173,7 +173,7 @@ def _annotate(
             )
 
 
-def _ink(rgba: NDArray[np.float64]) -> list[str]:
+def ink(rgba: NDArray[np.float64]) -> list[str]:
     """Black or white, whichever has more contrast by WCAG's relative luminance."""
     rgb = rgba[:, :3]
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -207,6 +207,16 @@ def feature_specificity(
     See Also
     --------
     pyro_scale.analysis.latent_specificity : The p values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> adata.obsm["X_scale"] = np.random.default_rng(0).normal(size=(40, 3))
+    >>> axes = ps.pl.feature_specificity(adata, groupby="cell_type")
+    >>> axes.images[0].get_array().shape
+    (3, 2)
     """
     check_cells(adata)
     groups = column_groups(adata, groupby, "groupby")

@@ -22,7 +22,8 @@ def history(
     Parameters
     ----------
     history
-        ``model.history``: columns ``elbo_train``, ``phase`` and perhaps ``elbo_validation``.
+        ``model.history``, one row per epoch: columns ``elbo_train``, ``phase`` and perhaps
+        ``elbo_validation``.
     ax
         Draw here; None: a new figure.
     save
@@ -32,6 +33,13 @@ def history(
     ------
     ValueError
         If the history is empty or lacks a column.
+
+    Examples
+    --------
+    >>> epochs = {"elbo_train": [-90.0, -80.0, -75.0], "phase": ["warm-up", "warm-up", "mixture"]}
+    >>> axes = history(pd.DataFrame(epochs))
+    >>> len(axes.lines)  # the bound, and where the mixture starts
+    2
     """
     if not isinstance(history, pd.DataFrame):
         raise TypeError(f"history is a {type(history).__name__}; expected model.history.")

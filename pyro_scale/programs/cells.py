@@ -29,6 +29,17 @@ class Cells(NamedTuple):
     batch_n
         Number of the batch of each cell, shape ``(n,)``, int64: a covariate of the decoder; None
         where the model has none.
+
+    Examples
+    --------
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> cells.n_cells, cells.is_sparse, cells.depth_n.shape
+    (5, False, torch.Size([5]))
+    >>> cells.hide(share=0.5).seen_np.shape, cells.take(slice(2)).n_cells
+    (torch.Size([5, 30]), 2)
+    >>> sparse = Cells(cells.x_np.to_sparse_csr(), cells.depth_n)
+    >>> sparse.dense().to(torch.float64).x_np.dtype
+    torch.float64
     """
 
     x_np: Tensor
@@ -38,7 +49,7 @@ class Cells(NamedTuple):
 
     @classmethod
     def from_counts(cls, x_np: Tensor) -> Cells:
-        """Cells whose depth is the total of their own row."""
+        """Cells whose depth is the total of their own row of ``x_np``, shape ``(n, p)``."""
         return cls(x_np, x_np.sum(-1))
 
     @property
@@ -52,7 +63,7 @@ class Cells(NamedTuple):
         return is_sparse(self.x_np)
 
     def hide(self, share: float, *, rescale: bool = False) -> Cells:
-        """The same cells with a random share of the peaks hidden from the encoder.
+        """The same cells with a random ``share`` of the peaks hidden from the encoder.
 
         The decoder still accounts for every peak, so z has to hold what peaks share and not what
         one cell happens to show (Vincent et al. 2008, doi:10.1145/1390156.1390294). q(z|x) that
@@ -71,11 +82,11 @@ class Cells(NamedTuple):
         return self._each(Tensor.to_dense)
 
     def take(self, cells: slice) -> Cells:
-        """Some of the (dense) cells."""
+        """The (dense) cells at ``cells``."""
         return self._each(lambda part: part[cells])
 
     def to(self, like: Tensor | torch.device | torch.dtype, **kwargs: Any) -> Cells:
-        """Move to a device and cast to a type, as :meth:`torch.Tensor.to`.
+        """Move to a device and cast to a type: ``like`` and ``kwargs`` as :meth:`torch.Tensor.to`.
 
         Devices other than CPU and CUDA have no CSR tensors and get dense ones; ``batch_n`` stays
         whole numbers.

@@ -23,7 +23,21 @@ Treatment = Literal["collapsed", "enumerated", "sampled"]
 
 
 class Programs(NamedTuple):
-    """A model and the guide that goes with it."""
+    """A model and the guide that goes with it.
+
+    Attributes
+    ----------
+    model
+        p(x, z, c), or p(x, z).
+    guide
+        q(z,c|x), or q(z|x).
+
+    Examples
+    --------
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> type(Programs(MixtureModel(vae), StructuredGuide(vae)).guide).__name__
+    'StructuredGuide'
+    """
 
     model: Program
     guide: Program
@@ -43,6 +57,12 @@ class Formulation(NamedTuple):
     build
         Builds the programs over a :class:`MixtureVAE`, c enumerated or not. Parameters of its
         own it gives to the ``vae`` where that has none yet, on its device and in its dtype.
+
+    Examples
+    --------
+    >>> formulation = FORMULATIONS["structured"]
+    >>> formulation.posterior, formulation.treatments
+    ('q(z|x) p(c|z)', ('enumerated', 'sampled'))
     """
 
     name: str

@@ -30,6 +30,20 @@ class LatentGuide(Program):
     r"""q(z|x): c is not in the guide (collapsed and model-enumerated formulations).
 
     .. math:: z_n \sim \mathrm{Normal}(\mathrm{loc}(x_n), \mathrm{diag}(\mathrm{var}(x_n)))
+
+    Parameters
+    ----------
+    vae
+        The parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> trace = pyro.poutine.trace(LatentGuide(vae)).get_trace(cells)
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "z"}
+    {'z': (5, 2)}
     """
 
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
@@ -53,6 +67,22 @@ class StructuredGuide(_GuideWithC):
     .. math::
         z_n &\sim \mathrm{Normal}(\mathrm{loc}(x_n), \mathrm{diag}(\mathrm{var}(x_n))) \\
         c_n \mid z_n &\sim \mathrm{Categorical}(\gamma(z_n)), \quad \gamma_c(z) = p(c \mid z)
+
+    Parameters
+    ----------
+    vae
+        The parameters.
+    enumerate_c
+        Sum c out, exactly; False: draw it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> trace = pyro.poutine.trace(StructuredGuide(vae, enumerate_c=False)).get_trace(cells)
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "zc"}
+    {'z': (5, 2), 'c': (5,)}
     """
 
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
@@ -71,6 +101,22 @@ class MeanFieldGuide(_GuideWithC):
         z_n &\sim \mathrm{Normal}(\mathrm{loc}(x_n), \mathrm{diag}(\mathrm{var}(x_n))) \\
         c_n &\sim \mathrm{Categorical}(g^*(x_n)), \quad
         g^*_c(x) \propto \exp E_{q(z|x)} \log p(c \mid z)
+
+    Parameters
+    ----------
+    vae
+        The parameters.
+    enumerate_c
+        Sum c out, exactly; False: draw it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> trace = pyro.poutine.trace(MeanFieldGuide(vae, enumerate_c=False)).get_trace(cells)
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "zc"}
+    {'z': (5, 2), 'c': (5,)}
     """
 
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
@@ -89,6 +135,22 @@ class AmortizedGuide(_GuideWithC):
     .. math::
         z_n &\sim \mathrm{Normal}(\mathrm{loc}(x_n), \mathrm{diag}(\mathrm{var}(x_n))) \\
         c_n &\sim \mathrm{Categorical}(\mathrm{classifier}(x_n))
+
+    Parameters
+    ----------
+    vae
+        The parameters.
+    enumerate_c
+        Sum c out, exactly; False: draw it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(30, n_components=3, n_latent=2, hidden=(8,), classifier=True)
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> trace = pyro.poutine.trace(AmortizedGuide(vae, enumerate_c=False)).get_trace(cells)
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "zc"}
+    {'z': (5, 2), 'c': (5,)}
     """
 
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
@@ -110,6 +172,22 @@ class AuxiliaryGuide(_GuideWithC):
 
     With :class:`~pyro_scale.programs.models.AuxiliaryModel` its ELBO is the expectation of
     SCALE's loss, which is therefore a lower bound of log p(x).
+
+    Parameters
+    ----------
+    vae
+        The parameters.
+    enumerate_c
+        Sum c out, exactly; False: draw it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> trace = pyro.poutine.trace(AuxiliaryGuide(vae, enumerate_c=False)).get_trace(cells)
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "ucz"}
+    {'u': (5, 2), 'c': (5,), 'z': (5, 2)}
     """
 
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:

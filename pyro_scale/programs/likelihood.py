@@ -39,7 +39,7 @@ class _Decoded(nn.Module):
         self.peaks = linear(sizes[-1], n_peaks)
 
     def features(self, z_nd: Tensor, batch_n: Tensor | None = None) -> Tensor:
-        """What the last, linear layer reads, shape ``(..., r)``."""
+        """What the last, linear layer reads at ``z_nd`` (and ``batch_n``), shape ``(..., r)``."""
         if self.n_batches > 1:
             if batch_n is None:
                 raise ValueError(
@@ -47,11 +47,13 @@ class _Decoded(nn.Module):
                 )
             one_hot_nb = F.one_hot(batch_n, self.n_batches).to(z_nd)
             z_nd = torch.cat([z_nd, one_hot_nb.expand(*z_nd.shape[:-1], -1)], -1)
-        return self.hidden(z_nd)
+        h_nr: Tensor = self.hidden(z_nd)
+        return h_nr
 
     def eta(self, z_nd: Tensor, batch_n: Tensor | None = None) -> Tensor:
-        """The decoder's output, shape ``(..., p)``."""
-        return self.peaks(self.features(z_nd, batch_n))
+        """The decoder's output at ``z_nd`` (and ``batch_n``), shape ``(..., p)``."""
+        eta_np: Tensor = self.peaks(self.features(z_nd, batch_n))
+        return eta_np
 
     def _logits(self, z_nd: Tensor, cells: Cells, shift_n: Tensor | None = None) -> Logits:
         """eta plus a shift of all peaks, not multiplied out."""
@@ -73,6 +75,19 @@ class BernoulliLikelihood(_Decoded):
         P, D, the widths of the decoder's hidden layers, the number of batches it knows.
     mean_log_depth
         *a*; None leaves the depth term out.
+
+    Examples
+    --------
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> likelihood, z_nd = BernoulliLikelihood(30, 2, mean_log_depth=1.5), torch.zeros(5, 2)
+    >>> likelihood(z_nd, cells).log_prob(cells.x_np).shape
+    torch.Size([5])
+    >>> likelihood.mean(z_nd, cells).shape, likelihood.logits(z_nd, cells).shape
+    (torch.Size([5, 30]), torch.Size([5, 30]))
+    >>> likelihood.features(z_nd).shape, likelihood.eta(z_nd).shape  # without the depth term
+    (torch.Size([5, 2]), torch.Size([5, 30]))
+    >>> likelihood.depth_term(cells.depth_n).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -92,13 +107,13 @@ class BernoulliLikelihood(_Decoded):
             self.mean_log_depth: Tensor
 
     def depth_term(self, depth_n: Tensor) -> Tensor | None:
-        """b (log depth - a), shape ``(n,)``, if there is one."""
+        """b (log ``depth_n`` - a), shape ``(n,)``, if there is one."""
         if self.depth_slope is None:
             return None
         return self.depth_slope * (depth_n.clamp_min(1.0).log() - self.mean_log_depth)
 
     def logits(self, z_nd: Tensor, cells: Cells) -> Tensor:
-        """Logits of accessibility, shape ``(..., n, p)``."""
+        """Logits of accessibility of ``cells`` at ``z_nd``, shape ``(..., n, p)``."""
         eta_np, shift_n = self.eta(z_nd, cells.batch_n), self.depth_term(cells.depth_n)
         return eta_np if shift_n is None else eta_np + shift_n.unsqueeze(-1)
 
@@ -109,7 +124,7 @@ class BernoulliLikelihood(_Decoded):
         return dist.Bernoulli(logits=self.logits(z_nd, cells)).to_event(1)
 
     def mean(self, z_nd: Tensor, cells: Cells) -> Tensor:
-        """E[x|z], probabilities of accessibility, shape ``(..., n, p)``."""
+        """E[x|z] of ``cells`` at ``z_nd``, probabilities, shape ``(..., n, p)``."""
         return torch.sigmoid(self.logits(z_nd, cells))
 
 
@@ -118,10 +133,26 @@ class PoissonLikelihood(_Decoded):
 
     The cell's depth is its exposure: a covariate that is conditioned on. The softmax over
     peaks bounds the rate, which a bare exponential would not.
+
+    Parameters
+    ----------
+    n_peaks, n_latent, hidden, n_batches
+        As of :class:`BernoulliLikelihood`.
+
+    Examples
+    --------
+    >>> cells = Cells.from_counts(torch.poisson(torch.full((5, 30), 0.3)))
+    >>> likelihood, z_nd = PoissonLikelihood(30, 2, ()), torch.zeros(5, 2)
+    >>> likelihood(z_nd, cells).log_prob(cells.x_np).shape
+    torch.Size([5])
+    >>> likelihood.mean(z_nd, cells).shape, likelihood.log_rate(z_nd, cells).shape
+    (torch.Size([5, 30]), torch.Size([5, 30]))
+    >>> likelihood.features(z_nd).shape, likelihood.eta(z_nd).shape
+    (torch.Size([5, 2]), torch.Size([5, 30]))
     """
 
     def log_rate(self, z_nd: Tensor, cells: Cells) -> Tensor:
-        """Log rates, shape ``(..., n, p)``."""
+        """Log rates of ``cells`` at ``z_nd``, shape ``(..., n, p)``."""
         log_share_np = F.log_softmax(self.eta(z_nd, cells.batch_n), dim=-1)
         return log_share_np + cells.depth_n.clamp_min(1.0).log().unsqueeze(-1)
 
@@ -132,6 +163,6 @@ class PoissonLikelihood(_Decoded):
         return dist.Poisson(self.mean(z_nd, cells)).to_event(1)
 
     def mean(self, z_nd: Tensor, cells: Cells) -> Tensor:
-        """E[x|z], rates, shape ``(..., n, p)``."""
+        """E[x|z] of ``cells`` at ``z_nd``, rates, shape ``(..., n, p)``."""
         rate_np = self.log_rate(z_nd, cells).exp()
         return rate_np + torch.finfo(rate_np.dtype).tiny  # a rate that underflows keeps a log

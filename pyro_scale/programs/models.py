@@ -35,6 +35,15 @@ class MixtureModel(Program):
     enumerate_c
         Mark c to be summed out by TraceEnum_ELBO (the model-enumerated formulation); then no
         guide may sample it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> trace = pyro.poutine.trace(MixtureModel(vae)).get_trace(cells)
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "czx"}
+    {'c': (5,), 'z': (5, 2), 'x': (5, 30)}
     """
 
     def __init__(self, vae: MixtureVAE, *, enumerate_c: bool = False) -> None:
@@ -57,6 +66,20 @@ class CollapsedModel(Program):
     .. math::
         z_n &\sim \textstyle\sum_c \pi_c \mathrm{Normal}(\mu_c, \mathrm{diag}(\mathrm{var}_c)) \\
         x_n \mid z_n &\sim \mathrm{Likelihood}(\mathrm{decoder}(z_n))
+
+    Parameters
+    ----------
+    vae
+        The parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> trace = pyro.poutine.trace(CollapsedModel(vae)).get_trace(cells)
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "zx"}
+    {'z': (5, 2), 'x': (5, 30)}
     """
 
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
@@ -79,6 +102,20 @@ class AuxiliaryModel(Program):
 
     u has the same density as in :class:`~pyro_scale.programs.guides.AuxiliaryGuide`, so it
     cancels from the ELBO, which stays a lower bound of log p(x).
+
+    Parameters
+    ----------
+    vae
+        The parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> trace = pyro.poutine.trace(AuxiliaryModel(vae)).get_trace(cells)
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "uczx"}
+    {'u': (5, 2), 'c': (5,), 'z': (5, 2), 'x': (5, 30)}
     """
 
     def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:

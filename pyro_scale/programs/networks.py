@@ -17,6 +17,7 @@ from pyro_scale.programs.sparse import is_sparse, matmul, rows_of, with_values
 __all__ = ["Classifier", "Encoder", "Lsi", "PeakLinear", "PosteriorVariance", "mlp"]
 
 PosteriorVariance = Literal["softplus", "exp"]
+"""How the encoder's output becomes a variance."""
 
 
 def mlp(
@@ -53,6 +54,13 @@ class PeakLinear(nn.Module):
     ----------
     n_peaks, n_hidden
         P and H.
+
+    Examples
+    --------
+    >>> layer = PeakLinear(n_peaks=30, n_hidden=8)
+    >>> x_np = (torch.rand(5, 30) < 0.2).float()
+    >>> layer(x_np).shape, torch.allclose(layer(x_np), layer(x_np.to_sparse_csr()), atol=1e-6)
+    (torch.Size([5, 8]), True)
     """
 
     def __init__(self, n_peaks: int, n_hidden: int) -> None:
@@ -86,6 +94,16 @@ class Lsi(nn.Module):
     References
     ----------
     Cusanovich et al. 2015, doi:10.1126/science.aab1601 (TF-IDF, SVD, depth's component left out).
+
+    Examples
+    --------
+    >>> lsi = Lsi(n_peaks=30, n_directions=4)
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.5).float())
+    >>> lsi.n_directions, lsi.tf_idf(cells.x_np, cells.depth_n).shape
+    (4, torch.Size([5, 30]))
+    >>> lsi.centre(cells)  # of one batch: nothing to do
+    >>> lsi(cells.x_np, cells.depth_n).shape
+    torch.Size([5, 4])
     """
 
     def __init__(self, n_peaks: int, n_directions: int, n_batches: int = 1) -> None:
@@ -103,7 +121,7 @@ class Lsi(nn.Module):
         return self.directions_pr.shape[1]
 
     def tf_idf(self, x_np: Tensor, depth_n: Tensor) -> Tensor:
-        """y, sparse where x is, shape ``(n, p)``."""
+        """y, sparse where ``x_np`` is, shape ``(n, p)``; ``depth_n`` has shape ``(n,)``."""
         depth_n = depth_n.clamp_min(1.0)
         if not is_sparse(x_np):
             return torch.log1p(1e4 * x_np / depth_n.unsqueeze(-1) * self.idf_p)
@@ -112,13 +130,13 @@ class Lsi(nn.Module):
 
     def forward(self, x_np: Tensor, depth_n: Tensor, batch_n: Tensor | None = None) -> Tensor:
         """The cells' coordinates, shape ``(n, r)``; without batches each row has length sqrt(R)."""
-        f_nr = matmul(self.tf_idf(x_np, depth_n), self.directions_pr)
+        f_nr: Tensor = matmul(self.tf_idf(x_np, depth_n), self.directions_pr)
         f_nr = F.normalize(f_nr, dim=-1) * self.n_directions**0.5
         return f_nr if batch_n is None else f_nr - self.centre_br[batch_n]
 
     @torch.no_grad()
     def centre(self, cells: Cells) -> None:
-        """Take the mean coordinates of each batch from these cells; without batches, nothing."""
+        """Take the mean coordinates of each batch from ``cells``; without batches, nothing."""
         if cells.batch_n is None:
             return
         f_nr = self(cells.x_np, cells.depth_n)
@@ -144,6 +162,16 @@ class Encoder(nn.Module):
     posterior_variance
         How the head's output becomes a variance: ``"softplus"``, or ``"exp"`` as in SCALE, which
         can overflow (and is bounded here at e^30).
+
+    Examples
+    --------
+    >>> encoder = Encoder(n_peaks=30, n_latent=2, hidden=(8,))
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> loc_nd, var_nd = encoder(cells)  # encoder.moments(encoder.features(cells))
+    >>> loc_nd.shape, encoder.q_z(loc_nd, var_nd).event_shape
+    (torch.Size([5, 2]), torch.Size([2]))
+    >>> encoder.peaks
+    PeakLinear()
     """
 
     def __init__(
@@ -160,6 +188,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.min_var, self.posterior_variance = min_var, posterior_variance
         self.lsi = lsi
+        if lsi is None and not hidden:
+            raise ValueError(
+                "hidden=() leaves an encoder that reads the peaks no layer to read them with; give "
+                "at least one width, such as (128,)."
+            )
         sizes = [n_peaks if lsi is None else lsi.n_directions, *hidden]
         first = PeakLinear(*sizes[:2]) if lsi is None else None
         self.trunk = mlp(sizes, layer_norm=layer_norm, first=first)
@@ -168,11 +201,12 @@ class Encoder(nn.Module):
         self.raw_var = linear(width, n_latent)
 
     def features(self, cells: Cells) -> Tensor:
-        """The last hidden layer, shape ``(n, hidden[-1])``."""
+        """The last hidden layer of ``cells``, shape ``(n, hidden[-1])``."""
         x_np = cells.x_np if cells.seen_np is None else cells.seen_np
         if self.lsi is not None:
             x_np = self.lsi(x_np, cells.depth_n, cells.batch_n)
-        return self.trunk(x_np)
+        h_nh: Tensor = self.trunk(x_np)
+        return h_nh
 
     @property
     def peaks(self) -> PeakLinear | None:
@@ -180,7 +214,7 @@ class Encoder(nn.Module):
         return next((layer for layer in self.trunk if isinstance(layer, PeakLinear)), None)
 
     def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(z|x) from the last hidden layer, each ``(n, d)``."""
+        """Mean and variance of q(z|x) from the last hidden layer ``features``, each ``(n, d)``."""
         raw_nd = self.raw_var(features)
         exp = self.posterior_variance == "exp"
         var_nd = raw_nd.clamp_max(30).exp() if exp else F.softplus(raw_nd)
@@ -192,12 +226,23 @@ class Encoder(nn.Module):
 
     @staticmethod
     def q_z(loc_nd: Tensor, var_nd: Tensor) -> dist.Distribution:
-        """q(z|x) as a distribution with event shape ``(d,)``."""
+        """q(z|x) of mean ``loc_nd`` and variance ``var_nd``: event shape ``(d,)``."""
         return dist.Normal(loc_nd, var_nd.sqrt()).to_event(1)
 
 
 class Classifier(nn.Module):
-    """q(c|x) = Categorical(softmax of a linear map of the encoder's last hidden layer)."""
+    """q(c|x) = Categorical(softmax of a linear map of the encoder's last hidden layer).
+
+    Parameters
+    ----------
+    n_features, n_components
+        Width of that layer, and K.
+
+    Examples
+    --------
+    >>> Classifier(n_features=8, n_components=3)(torch.rand(5, 8)).shape
+    torch.Size([5, 3])
+    """
 
     def __init__(self, n_features: int, n_components: int) -> None:
         super().__init__()

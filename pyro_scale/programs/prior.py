@@ -46,6 +46,20 @@ class MixturePrior(nn.Module):
     ----------
     Jiang et al. 2017, *Variational deep embedding*, arXiv:1611.05148, eq. 2-3.
     Xiong et al. 2019, doi:10.1038/s41467-019-12630-7.
+
+    Examples
+    --------
+    >>> prior = MixturePrior(n_components=3, n_latent=2)
+    >>> prior.n_components, prior.log_pi_k.shape, prior.var_kd.shape
+    (3, torch.Size([3]), torch.Size([3, 2]))
+    >>> c_n = prior.weight().sample((5,))
+    >>> z_nd = prior.component(c_n).sample()
+    >>> prior.mixture().log_prob(z_nd).shape, prior.log_responsibilities(z_nd).shape
+    (torch.Size([5]), torch.Size([5, 3]))
+    >>> prior.log_optimal_q_c(z_nd, torch.ones_like(z_nd)).shape
+    torch.Size([5, 3])
+    >>> prior.resize(4)
+    >>> prior.set_components(torch.full((4,), 0.25), torch.randn(4, 2), torch.ones(4, 2))
     """
 
     def __init__(self, n_components: int, n_latent: int, *, min_var: float = 1e-4) -> None:
@@ -77,7 +91,7 @@ class MixturePrior(nn.Module):
         return dist.Categorical(logits=self.log_pi_k)
 
     def component(self, c: Tensor) -> dist.Distribution:
-        """p(z|c): Normal(mu_c, diag(var_c)), for component indices of any shape."""
+        """p(z|c): Normal(mu_c, diag(var_c)), for component indices ``c`` of any shape."""
         return dist.Normal(self.loc_kd[c], self.var_kd.sqrt()[c]).to_event(1)
 
     def mixture(self) -> dist.Distribution:
@@ -86,7 +100,7 @@ class MixturePrior(nn.Module):
         return dist.MixtureSameFamily(self.weight(), components)
 
     def log_responsibilities(self, z_nd: Tensor) -> Tensor:
-        r"""log p(c|z), the responsibilities, by log_softmax: shape ``(..., K)``.
+        r"""log p(c|z), the responsibilities at ``z_nd``, by log_softmax: shape ``(..., K)``.
 
         .. math:: \gamma_c(z) = \pi_c N(z; \mu_c, \mathrm{var}_c) \,/\, p(z)
         """
@@ -110,7 +124,7 @@ class MixturePrior(nn.Module):
         return F.log_softmax(self.log_pi_k + expected_nk, dim=-1)
 
     def resize(self, n_components: int) -> None:
-        """Give the mixture another K: fresh parameters, on the device and in the dtype it has."""
+        """Give the mixture ``n_components``: fresh parameters, on its device and in its dtype."""
         other = MixturePrior(n_components, self.loc_kd.shape[1], min_var=self.min_var)
         other = other.to(self.loc_kd)
         self.logits_k, self.loc_kd = other.logits_k, other.loc_kd
@@ -122,6 +136,11 @@ class MixturePrior(nn.Module):
 
         Variances below twice the floor are raised to it; an empty weight is raised to
         a tenth of a uniform share, so that its component can still be found.
+
+        Parameters
+        ----------
+        pi_k, loc_kd, var_kd
+            Shapes ``(K,)``, ``(K, D)`` and ``(K, D)``.
         """
         self.logits_k.copy_(pi_k.clamp_min(0.1 / len(pi_k)).log())
         self.loc_kd.copy_(loc_kd)

@@ -95,7 +95,8 @@ def _bags(x: sparse.csr_matrix, weight_ph: Tensor) -> Tensor:
 
 def _product(x_np: Tensor, weight_ph: Tensor) -> Tensor:
     if x_np.device.type != "cpu":
-        return torch.sparse.mm(x_np, weight_ph)
+        product_nh: Tensor = torch.sparse.mm(x_np, weight_ph)
+        return product_nh
     x = to_scipy(x_np)
     if weight_ph.numel() < _LARGE or 2 * len(x.data) < weight_ph.shape[0]:
         return _bags(x, weight_ph)
@@ -116,7 +117,7 @@ class _Matmul(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_nh: Tensor) -> tuple[None, Tensor | None]:
         if ctx.x_np.device.type == "cpu":
-            from pyro_scale.kernels.peak_rows import transposed_product
+            from pyro_scale.kernels.over_ones import transposed_product
 
             x = to_scipy(ctx.x_np)
             return None, torch.from_numpy(transposed_product(x, grad_nh.contiguous().numpy()))
@@ -141,5 +142,5 @@ def matmul(x_np: Tensor, weight_ph: Tensor) -> Tensor:
         return dispatched(matmul, x_np, weight_ph)
     if not is_sparse(x_np):
         return x_np @ weight_ph
-    result: Tensor = _Matmul.apply(x_np, weight_ph)
+    result: Tensor = _Matmul.apply(x_np, weight_ph)  # type: ignore[no-untyped-call]  # torch's, without types
     return result

@@ -16,6 +16,7 @@ from pyro_scale.programs.prior import MixturePrior
 __all__ = ["LikelihoodName", "MixtureVAE"]
 
 LikelihoodName = Literal["bernoulli", "poisson"]
+"""0/1, or counts."""
 
 
 class MixtureVAE(nn.Module):
@@ -49,6 +50,25 @@ class MixtureVAE(nn.Module):
         Add q(c|x), which the amortized formulation needs.
     posterior_variance
         As in :class:`Encoder`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
+    >>> vae.n_peaks, vae.n_components, vae.n_latent
+    (30, 3, 2)
+    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> loc_nd, var_nd = vae.encoder(cells)
+    >>> vae.prior.log_responsibilities(loc_nd).shape, vae.likelihood.mean(loc_nd, cells).shape
+    (torch.Size([5, 3]), torch.Size([5, 30]))
+    >>> vae.add_classifier()
+    >>> vae.required_classifier, vae.log_q_c(cells).shape
+    (Classifier(
+      (logits): Linear(in_features=8, out_features=3, bias=True)
+    ), torch.Size([5, 3]))
+    >>> other = vae.with_prior(MixturePrior(4, 2)).with_encoder(vae.encoder)
+    >>> other.n_components, other.likelihood is vae.likelihood
+    (4, True)
     """
 
     def __init__(
@@ -112,7 +132,7 @@ class MixtureVAE(nn.Module):
         return self.prior.n_components
 
     def with_prior(self, prior: MixturePrior) -> MixtureVAE:
-        """The same networks (shared, not copied) under another prior."""
+        """The same networks (shared, not copied) under another ``prior``."""
         other = copy.copy(self)
         other._modules = {**self._modules, "prior": prior}
         return other
@@ -151,5 +171,6 @@ class MixtureVAE(nn.Module):
         return self.classifier
 
     def log_q_c(self, cells: Cells) -> Tensor:
-        """log q(c|x) of the classifier, shape ``(n, k)``."""
-        return self.required_classifier(self.encoder.features(cells))
+        """log q(c|x) of ``cells`` by the classifier, shape ``(n, k)``."""
+        log_q_c_nk: Tensor = self.required_classifier(self.encoder.features(cells))
+        return log_q_c_nk

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pyro_scale.training.initialise import build_vae, lsi_of
-from pyro_scale.training.plan import TrainingPlan
+from pyro_scale.training.plan import TrainingPlan, default_batch_size
 
 if TYPE_CHECKING:
     from pyro_scale.training.loop import fit
@@ -24,6 +24,7 @@ __all__ = [
     "build_vae",
     "choose_n_components",
     "components_from_means",
+    "default_batch_size",
     "fit",
     "lsi_of",
     "moments",

@@ -53,6 +53,16 @@ def build_vae(
         each peak's accessibility in both: a start is not part of the model.
     n_lsi, seed
         As in :func:`lsi_of`.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> counts = ps.data.as_counts(adata)
+    >>> networks = {"hidden": (8,), "decoder_hidden": (), "likelihood": "bernoulli"}
+    >>> vae = build_vae(counts, 3, 2, **networks, plain=True, classifier=False)
+    >>> vae.n_peaks, vae.n_components, vae.n_latent
+    (60, 3, 2)
     """
     vae = MixtureVAE(
         counts.n_peaks,
@@ -99,6 +109,15 @@ def lsi_of(
         Of the randomised SVD and of the choice of cells.
     max_cells
         Bounds time and memory.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> counts = ps.data.as_counts(adata)
+    >>> lsi = lsi_of(counts, n_directions=5, seed=0)
+    >>> lsi.directions_pr.shape
+    torch.Size([60, 5])
     """
     from sklearn.preprocessing import normalize  # here, because it takes long to import
     from sklearn.utils.extmath import randomized_svd
@@ -130,8 +149,10 @@ def _peak_bias(vae: MixtureVAE, counts: Counts) -> NDArray[np.float64]:
         total_p += np.asarray(x.sum(0), dtype=np.float64).ravel()
     if isinstance(vae.likelihood, BernoulliLikelihood):
         open_p = total_p / (counts.n_cells + 1)
-        return np.log(open_p) - np.log1p(-open_p)
-    return np.log(total_p / total_p.sum())
+        logit_p: NDArray[np.float64] = np.log(open_p) - np.log1p(-open_p)
+        return logit_p
+    log_p: NDArray[np.float64] = np.log(total_p / total_p.sum())
+    return log_p
 
 
 def standard_normal_prior(n_latent: int) -> MixturePrior:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import signal
 import threading
@@ -17,65 +16,38 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pyro_scale.data import Counts
 from pyro_scale.errors import OutOfMemory
 from pyro_scale.kernels.parallel import kernels_have_the_threads
 from pyro_scale.objectives import Row
+from pyro_scale.one_at_a_time import being_trained, one_at_a_time
 from pyro_scale.programs import MixtureVAE
 from pyro_scale.training.checkpoint import Checkpoints, check, made_for
 from pyro_scale.training.module import TrainingModule
 from pyro_scale.training.plan import TrainingPlan
+from pyro_scale.training.refusals import (
+    check_precision,
+    check_trainer,
+    is_one,
+    refuse_several,
+    refuse_without_warmup,
+)
+from pyro_scale.training.stopping import StopAtBest
 
 __all__ = ["fit"]
 
 logger = logging.getLogger(__name__)
 
 
-class _StopAtBest(EarlyStopping):
-    """Early stopping that looks only after the warm-up, and goes back to the best weights."""
-
-    def __init__(self, vae: MixtureVAE, plan: TrainingPlan) -> None:
-        patience = plan.patience if plan.early_stopping else plan.max_epochs
-        self.vae = vae
-        super().__init__(
-            "elbo_validation",
-            mode="max",
-            patience=patience,
-            check_finite=False,
-            check_on_train_epoch_end=False,  # otherwise on_validation_end does not look at all
-        )
-        self.keep_best = plan.early_stopping
-        self.first_epoch = max(plan.n_warmup, plan.n_kl_warmup)
-        self.best_state: dict[str, torch.Tensor] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"best_state": self.best_state}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.best_state = state_dict["best_state"]
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.current_epoch < self.first_epoch:
-            return
-        super().on_validation_end(trainer, pl_module)
-        if self.keep_best and self.wait_count == 0:
-            self.best_state = copy.deepcopy(self.vae.state_dict())
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.best_state is not None:
-            self.vae.load_state_dict(self.best_state)
-
-
 @contextmanager
 def _quiet_and_scoped(seed: int) -> Iterator[None]:
     """The caller's random state, validation flag, threads and log levels come back afterwards."""
-    lightning_log = logging.getLogger("lightning.pytorch")
-    level = lightning_log.level
+    logs = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [log.level for log in logs]
     cuda = list(range(torch.cuda.device_count()))
     try:
         with (
@@ -84,7 +56,8 @@ def _quiet_and_scoped(seed: int) -> Iterator[None]:
             warnings.catch_warnings(),
             kernels_have_the_threads(),
         ):
-            lightning_log.setLevel(logging.WARNING)
+            for log in logs:
+                log.setLevel(logging.WARNING)
             # Minibatches are one CSR slice each: worker processes cost more than they save.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*fewer than the logging interval.*")
@@ -92,30 +65,42 @@ def _quiet_and_scoped(seed: int) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*treespec.*")
             warnings.filterwarnings("ignore", message=".*has `__len__` defined.*")  # no workers
+            warnings.filterwarnings("ignore", message="Number of distinct clusters")  # alike cells
             warnings.filterwarnings("ignore", message="Encountered (NaN|.*inf)")  # told by us
+            # Of several devices: what is logged is a sum over them already.
+            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")
             torch.manual_seed(seed)
             yield
     finally:
-        lightning_log.setLevel(level)
-
-
-def _is_one(devices: Any) -> bool:
-    """Whether Lightning's ``devices`` names one: 1, "1", the second as "1," or as [1]."""
-    if isinstance(devices, str):
-        *first, last = devices.split(",")
-        return devices == "1" or (len(first) == 1 and not last)
-    return devices == 1 or (isinstance(devices, (list, tuple)) and len(devices) == 1)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 @contextmanager
-def _ctrl_c_is_ctrl_c(trainer: L.Trainer) -> Iterator[None]:
-    """Lightning answers Ctrl-C by leaving Python, and ignores it from then on."""
+def _as_it_was(vae: MixtureVAE) -> Iterator[None]:
+    """A model to be asked afterwards, in its dtype: Lightning's ``64-true`` changes that."""
+    dtype = vae.encoder.loc.weight.dtype
+    try:
+        with being_trained(vae):
+            yield
+    finally:
+        vae.to(dtype).eval()
+
+
+@contextmanager
+def _ctrl_c_is_ctrl_c() -> Iterator[None]:
+    """Lightning answers Ctrl-C by leaving Python, and ignores it from then on.
+
+    A SIGTERM it answers by an exit with status 0, as if all had been done: that is a Ctrl-C too.
+    """
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as error:
-        if not trainer.interrupted:
+        terminated = isinstance(error, SIGTERMException)
+        if not (terminated or isinstance(error.__context__, KeyboardInterrupt)):  # somebody's exit
             raise
         raise KeyboardInterrupt from error
     finally:
@@ -123,24 +108,7 @@ def _ctrl_c_is_ctrl_c(trainer: L.Trainer) -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _refuse_what_several_devices_cannot(row: Row, counts: Counts, choose_k: bool) -> None:
-    """Processes average gradients after one backward over the same steps; not all rows do that."""
-    if row.estimator in ("TraceGraph_ELBO", "RenyiELBO"):
-        raise ValueError(
-            f"estimator={row.estimator!r} calls backward itself, so several devices would not "
-            "share gradients; choose another estimator or devices=1."
-        )
-    if choose_k:
-        raise ValueError(
-            "n_components=None on several devices: the chosen components would not be shared; "
-            "choose K on one device, or give n_components."
-        )
-    if counts.on_disk:
-        raise ValueError(
-            "cells on disk are trained on one device; read them with adata.to_memory() for several."
-        )
-
-
+@one_at_a_time()
 def fit(
     vae: MixtureVAE,
     counts: Counts,
@@ -156,7 +124,9 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> pd.DataFrame:
-    """Train ``vae`` in place.
+    """Train ``vae`` in place, one training at a time in a process.
+
+    Whether it ends well or not, ``vae`` is in eval mode afterwards and in the dtype that it had.
 
     Parameters
     ----------
@@ -195,27 +165,37 @@ def fit(
     Raises
     ------
     ValueError
-        If K is to be chosen without a warm-up; if several devices are asked for and the
-        estimator calls backward itself, K is to be chosen, or the cells are on disk.
+        If several devices are asked for and the estimator calls backward itself, K is to be
+        chosen, or the cells are on disk; if K is to be chosen without a warm-up; for numbers of
+        less than 32 bits, and processes that are forked or spawned.
     CheckpointError
         If the checkpoint is of other cells or settings, or not one.
     NonFiniteError
         If the loss or its gradient is not finite.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> counts = ps.data.as_counts(adata)
+    >>> from pyro_scale.objectives import find_row
+    >>> plan = TrainingPlan(max_epochs=2, warmup_epochs=1)
+    >>> vae = MixtureVAE(60, n_components=2, n_latent=2, hidden=(8,))
+    >>> fit(vae, counts, find_row("collapsed"), plan, progress_bar=False).shape
+    (2, 3)
     """
-    if choose_k and plan.n_warmup == 0:
-        raise ValueError(
-            "n_components=None is chosen after the warm-up, and there is none: give n_components, "
-            "or warmup_epochs of at least one."
-        )
     given = {"devices": devices, "num_nodes": 1, **(trainer_kwargs or {})}
     if given["devices"] == "auto":
         given["devices"] = 1
-    several = not _is_one(given["devices"]) or given["num_nodes"] != 1
+    precision = check_precision(given.get("precision"))
+    several = not is_one(given["devices"]) or given["num_nodes"] != 1
     if several:
-        _refuse_what_several_devices_cannot(row, counts, choose_k)
+        refuse_several(row, counts, choose_k)
         given.setdefault(
             "strategy", DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
         )
+    if choose_k:
+        refuse_without_warmup(plan)
     n_validation = int(plan.validation_size * counts.n_cells)
     order = np.random.default_rng(plan.seed).permutation(counts.n_cells)
     held_out, training = (
@@ -226,7 +206,7 @@ def fit(
     if n_validation == 0:
         logger.info("no cells are held out: training runs for all %d epochs.", plan.max_epochs)
 
-    with _quiet_and_scoped(plan.seed):
+    with _quiet_and_scoped(plan.seed), _as_it_was(vae):
         module = TrainingModule(
             vae.train(),
             row,
@@ -239,7 +219,8 @@ def fit(
         )
         max_epochs, resumed = plan.max_epochs, None
         if checkpoint is not None:
-            module.made_for = made_for(vae, counts, row, plan, choose_k=choose_k)
+            wanted = made_for(vae, counts, row, plan, choose_k=choose_k)
+            module.made_for = wanted | {"several devices": several, "precision": precision}
             if checkpoint.exists():
                 found, resumed = check(checkpoint, module.made_for), checkpoint
                 logger.info("going on from %s after %d epochs.", checkpoint, found["epochs"])
@@ -251,7 +232,7 @@ def fit(
         options: dict[str, Any] = {
             "accelerator": accelerator,
             "max_epochs": max_epochs,
-            "callbacks": [_StopAtBest(vae, plan), *callbacks] if n_validation else callbacks,
+            "callbacks": [StopAtBest(vae, plan), *callbacks] if n_validation else callbacks,
             "enable_progress_bar": progress_bar,
             "enable_model_summary": False,
             "enable_checkpointing": checkpoint is not None,
@@ -266,15 +247,18 @@ def fit(
             raise ValueError(
                 f"accelerator={accelerator!r}, devices={devices!r} cannot be had here: {error}"
             ) from error
+        check_trainer(trainer)
         try:
-            with _ctrl_c_is_ctrl_c(trainer):
+            with _ctrl_c_is_ctrl_c():
                 trainer.fit(module, ckpt_path=resumed, weights_only=True)
+                if trainer.received_sigterm:  # after the last step, where Lightning does not look
+                    raise SIGTERMException
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemory(
                 f"out of memory in a minibatch of batch_size={plan.batch_size} cells x "
                 f"{counts.n_peaks} peaks; try batch_size={max(1, plan.batch_size // 2)}."
             ) from error
-        finally:  # a model to be asked, whose layer has its ordinary backward again
-            vae.eval()
+        finally:  # the layer has its ordinary backward again
+            epochs = module.history
             module.release()
-    return pd.DataFrame(module.history).set_index("epoch")
+    return pd.DataFrame(epochs).set_index("epoch")

@@ -42,7 +42,26 @@ class Start(NamedTuple):
 
 @torch.inference_mode()
 def moments(vae: MixtureVAE, counts: Counts, batch_size: int = 512) -> tuple[Tensor, Tensor]:
-    """Mean and variance of q(z|x) of every cell, each ``(n, d)``, in the cells' order."""
+    """Mean and variance of q(z|x) of every cell, each ``(n, d)``, in the cells' order.
+
+    Parameters
+    ----------
+    vae
+        The parameters.
+    counts
+        The cells.
+    batch_size
+        Cells at a time.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> adata = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    >>> counts = ps.data.as_counts(adata)
+    >>> loc_nd, var_nd = moments(MixtureVAE(60, n_components=2, n_latent=2, hidden=(8,)), counts)
+    >>> loc_nd.shape, var_nd.shape
+    (torch.Size([40, 2]), torch.Size([40, 2]))
+    """
     was_training = vae.training
     vae.eval()
     head = vae.encoder.loc.weight
@@ -72,6 +91,15 @@ def components_from_means(
         Of what is random in the clustering.
     max_cells
         Beyond so many cells a random choice of them is clustered.
+
+    Examples
+    --------
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> loc_nd = torch.randn(90, 2, generator=generator)
+    >>> loc_nd += 20 * torch.eye(3, 2)[torch.arange(90) % 3]
+    >>> start = components_from_means(loc_nd, torch.ones(90, 2), n_components=3, seed=0)
+    >>> start.pi_k, start.loc_kd.shape
+    (tensor([0.3333, 0.3333, 0.3333]), torch.Size([3, 2]))
     """
     chosen = at_most(max_cells, len(loc_nd), seed)
     loc_nd, var_nd = loc_nd[chosen], var_nd[chosen]
@@ -120,6 +148,14 @@ def choose_n_components(
     ----------
     Newman and Girvan 2004, doi:10.1103/PhysRevE.69.026113 (modularity); Fraley and Raftery
     2002, doi:10.1198/016214502760047131 (BIC).
+
+    Examples
+    --------
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> loc_nd = torch.randn(90, 2, generator=generator)
+    >>> loc_nd += 20 * torch.eye(3, 2)[torch.arange(90) % 3]
+    >>> choose_n_components(loc_nd, seed=0, max_components=4)
+    3
     """
     means = loc_nd[at_most(max_cells, len(loc_nd), seed)].double().cpu().numpy()
     largest = min(max_components, len(means) // 5)
@@ -163,9 +199,10 @@ def _neighbour_clusters(means: NDArray[np.float64], k: int, seed: int) -> NDArra
         graph = kneighbors_graph(means, _NEIGHBOURS, include_self=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Graph is not fully connected")
-            labels = SpectralClustering(
+            labels: NDArray[np.intp] = SpectralClustering(
                 k, affinity="precomputed", assign_labels="discretize", random_state=seed
             ).fit_predict((graph + graph.T) / 2)
         if len(np.unique(labels)) == k:
             return labels
-    return KMeans(k, n_init=20, random_state=seed).fit(means).labels_
+    labels = KMeans(k, n_init=20, random_state=seed).fit(means).labels_
+    return labels

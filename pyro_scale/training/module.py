@@ -20,6 +20,7 @@ from pyro_scale.training.mixture_start import (
     moments,
 )
 from pyro_scale.training.non_finite import BackOff, culprit
+from pyro_scale.training.optimizers import optimizers_of
 from pyro_scale.training.peak_adam import PeakAdam
 from pyro_scale.training.plan import TrainingPlan
 
@@ -52,6 +53,15 @@ class TrainingModule(L.LightningModule):
         Several processes train together.
     history
         Where each epoch is appended; None: a new list.
+
+    Examples
+    --------
+    >>> import pyro_scale as ps
+    >>> counts = ps.data.as_counts(ps.simulate(n_cells=40, n_peaks=60, density=0.2))
+    >>> vae, row = ps.programs.MixtureVAE(60, n_components=2, n_latent=2), ps.objectives.TABLE[0]
+    >>> module = TrainingModule(vae, row, TrainingPlan(), counts)
+    >>> module.warming_up, module.current_objective.estimator, module.release()
+    (True, 'Trace_ELBO', None)
     """
 
     def __init__(
@@ -78,9 +88,12 @@ class TrainingModule(L.LightningModule):
         self.history = [] if history is None else history
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._peak_adam: PeakAdam | None = None
+        self._made: list[torch.optim.Optimizer] = []
         self.back_off = BackOff(plan.back_offs)
         self._random_states: dict[str, Any] | None = None  # of a checkpoint, until the next epoch
         self.made_for: dict[str, Any] = {}
+        if several:  # where DDP finds no unused parameter (after the warm-up) it says so on stderr
+            self.never_used = torch.nn.Parameter(torch.zeros(()))
 
     @property
     def warming_up(self) -> bool:
@@ -93,39 +106,33 @@ class TrainingModule(L.LightningModule):
         return self.warmup_objective if self.warming_up else self.objective
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam; the Gaussian prior on the decoder's weights enters as their weight decay.
-
-        On the CPU the layer that reads the peaks, if there is one, has :class:`PeakAdam`.
-        """
-        weights = [p for p in self.vae.likelihood.parameters() if p.ndim > 1]
-        apart = {id(p) for p in weights}
-        peak_adam: list[torch.optim.Optimizer] = []
-        layer = self.vae.encoder.peaks
-        alone = not self.several  # PeakAdam's gradients are not sent to other processes
-        if layer is not None and layer.weight_ph.device.type == "cpu" and alone:
-            self._peak_adam = PeakAdam(layer, self.plan.lr)
-            peak_adam = [self._peak_adam]
-            apart.add(id(layer.weight_ph))
-        prior = list(self.vae.prior.parameters())  # a group of their own: they may be replaced
-        apart.update(map(id, prior))
-        groups: list[dict[str, Any]] = [
-            {
-                "params": weights,
-                "weight_decay": self.plan.decoder_precision / self.counts.n_cells,
-            },
-            {"params": prior},
-            {"params": [p for p in self.vae.parameters() if id(p) not in apart]},
-        ]
-        return [torch.optim.Adam(groups, lr=self.plan.lr, weight_decay=0.0, fused=True), *peak_adam]
+        """Adam, and :class:`PeakAdam` where it can be (:func:`optimizers_of`)."""
+        adam, self._peak_adam = optimizers_of(
+            self.vae, self.plan, self.counts.n_cells, alone=not self.several
+        )
+        self._made = [adam] if self._peak_adam is None else [adam, self._peak_adam]
+        return self._made
 
     def release(self) -> None:
-        """Leave a layer as it was found, with the weights that training gave it."""
+        """Leave a layer as it was found, with the weights that training gave it, and let go of all.
+
+        Module and Trainer refer to each other: what they hold (weights, moments, gradients) would
+        stay in memory until Python next looks for cycles.
+        """
         if self._peak_adam is not None:
             self._peak_adam.release()
+        for optimizer in self._made:
+            optimizer.state.clear()
+            optimizer.param_groups.clear()
+        self.vae.zero_grad(set_to_none=True)
+        self._peak_adam = None
+        self.back_off = BackOff(0)
+        self._modules.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the history, random states, and what the training is of."""
         last = self.trainer.should_stop or self.current_epoch + 1 == self.trainer.max_epochs
+        checkpoint["state_dict"].pop("never_used", None)
         checkpoint[KEY] = {
             "made_for": self.made_for,
             "history": self.history,
@@ -137,6 +144,8 @@ class TrainingModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back; a chosen K makes room for its components."""
         ours = checkpoint[KEY]
+        if self.several:
+            checkpoint["state_dict"]["never_used"] = self.never_used.detach()
         n_components = len(checkpoint["state_dict"]["vae.prior.logits_k"])
         if n_components != self.vae.n_components:
             self.vae.prior.resize(n_components)

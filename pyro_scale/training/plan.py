@@ -7,7 +7,28 @@ from typing import Any
 
 from pyro_scale.checks import check_seed, check_whole
 
-__all__ = ["TrainingPlan"]
+__all__ = ["TrainingPlan", "default_batch_size"]
+
+_MANY_CELLS = 10_000
+
+
+def default_batch_size(n_cells: int) -> int:
+    """Cells per step: 128, or 512 where an epoch still has some twenty steps of them.
+
+    Most of a step's cost is that of the peaks and not of the cells; where cells are few, fewer
+    steps are too few (``tests/benchmarks/batches.py`` has what either costs in quality).
+
+    Parameters
+    ----------
+    n_cells
+        That training is on.
+
+    Examples
+    --------
+    >>> default_batch_size(1_000), default_batch_size(20_000)
+    (128, 512)
+    """
+    return 128 if n_cells < _MANY_CELLS else 512
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,12 @@ class TrainingPlan:
         rate, when the loss or its gradient is not finite; then, or with none, it is an error.
     seed
         Of everything that is random in training.
+
+    Examples
+    --------
+    >>> plan = TrainingPlan.of(2000, plain=False, max_epochs=None, early_stopping=False, lr=1e-3)
+    >>> plan.max_epochs, plan.n_warmup, plan.n_kl_warmup, plan.kl_weight(0)
+    (300, 180, 20, 0.05)
     """
 
     max_epochs: int = 300
@@ -77,6 +104,13 @@ class TrainingPlan:
     ) -> TrainingPlan:
         """The settings for so many cells: what is given, and defaults for the rest.
 
+        Parameters
+        ----------
+        n_cells, plain
+            How many cells; whether the model is the paper's.
+        max_epochs, early_stopping, settings
+            As in :meth:`pyro_scale.SCALE.train`.
+
         Raises
         ------
         TypeError
@@ -86,9 +120,11 @@ class TrainingPlan:
         if unknown := sorted(set(settings) - set(known)):
             raise TypeError(
                 f"train() has no setting {', '.join(map(repr, unknown))}; the settings are "
-                f"{', '.join(known)}."
+                f"{', '.join(known)}. Arguments of Lightning's Trainer go in trainer_kwargs."
             )
         defaults: dict[str, Any] = {}
+        if settings.get("batch_size") is None:
+            settings["batch_size"] = default_batch_size(n_cells)
         if max_epochs is None:
             max_epochs = min(max(1_000_000 // n_cells, 50), 300)
         if plain:
@@ -136,7 +172,7 @@ class TrainingPlan:
         return self.kl_warmup_epochs
 
     def kl_weight(self, epoch: int) -> float:
-        """Weight of the KL terms in an epoch: above zero, and one after the KL warm-up."""
+        """Weight of the KL terms in ``epoch``: above zero, and one after the KL warm-up."""
         if epoch >= self.n_kl_warmup:
             return 1.0
         return (epoch + 1) / self.n_kl_warmup

@@ -52,7 +52,7 @@ def measure(path: str, preset: str, in_memory: bool, steps: int, batch: int) -> 
     """In this process."""
     adata = ad.read_h5ad(path, backed=None if in_memory else "r")
     clock = speed.Clock(steps)
-    model = ps.SCALE(adata, speed.K, preset=preset)
+    model = ps.SCALE(adata, 10, preset=preset)
     kwargs = {"callbacks": [speed._callback(clock, Callback)]}
     with contextlib.suppress(speed.Enough):
         model.train(

@@ -5,10 +5,10 @@
 
 Every measurement is a process of its own, and methods take turns; the table has the median of the
 rounds. Each method runs its own training loop and loader; the first steps, in which kernels are
-compiled and memory is allocated, are not counted. The roofline is the time of the first layer's
-bytes alone, by the measured bandwidth of a copy: the rows of the peaks that a minibatch has open
-are read for the product, and read and written with both moments for the step. The ones are spread
-evenly, so that more rows are open than in cells of the same density.
+compiled and memory is allocated, are not counted. The roofline is the time that the bytes of the
+plain model's weights and moments take, by the bandwidth of a copy in the same process. The ones are
+spread evenly, so that more rows are open than in cells of the same density. What is given more than
+one value (peaks, density, cells, components) is drawn, with the usual value of the others.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import peers
 import scipy.sparse as sp
 import torch
+from speed_figure import draw
 
 import pyro_scale as ps
 from pyro_scale.data import as_counts, loader
@@ -42,7 +42,6 @@ from pyro_scale.objectives import collapsed, evaluate
 from pyro_scale.programs import MixtureVAE
 from pyro_scale.training.peak_adam import PeakAdam
 
-K = 10
 HIDDEN = 0.5  # share of the ones that the encoder does not see, by default
 SKIPPED = 3  # the first steps, in which memory is allocated
 
@@ -85,10 +84,10 @@ def _callback(clock: Clock, base: type) -> object:
 def ours(**options) -> Callable:
     """SCALE.train, by Lightning and Pyro."""
 
-    def run(adata, batch, clock):
+    def run(adata, k, batch, clock):
         from lightning import Callback
 
-        model = ps.SCALE(adata, K, **options)
+        model = ps.SCALE(adata, k, **options)
         kwargs = {"callbacks": [_callback(clock, Callback)]}
         model.train(
             10**6, batch_size=batch, warmup_epochs=0, progress_bar=False, trainer_kwargs=kwargs
@@ -97,15 +96,15 @@ def ours(**options) -> Callable:
     return run
 
 
-def bare(adata, batch, clock):
+def bare(adata, k, batch, clock):
     """The same network, sparse kernels and loss without Pyro and Lightning."""
     with kernels_have_the_threads():
-        _bare(adata, batch, clock)
+        _bare(adata, k, batch, clock)
 
 
-def _bare(adata, batch, clock):
+def _bare(adata, k, batch, clock):
     counts = as_counts(adata)
-    vae = MixtureVAE(adata.n_vars, K)
+    vae = MixtureVAE(adata.n_vars, k)
     first = PeakAdam(vae.encoder.peaks, lr=2e-4)
     rest = [p for p in vae.parameters() if p is not vae.encoder.peaks.weight_ph]
     optimizer = torch.optim.Adam(rest, lr=2e-4, fused=True)
@@ -129,7 +128,7 @@ def _bare(adata, batch, clock):
 def original(fused: bool) -> Callable:
     """PyPI scale 1.1.2: its data set, loader and loop."""
 
-    def run(adata, batch, clock):
+    def run(adata, k, batch, clock):
         adam = torch.optim.Adam
 
         class Timed(adam):
@@ -144,7 +143,7 @@ def original(fused: bool) -> Callable:
             from scale.dataset import SingleCellDataset
             from scale.model import SCALE
 
-            model = SCALE([adata.n_vars, 10, [1024, 128], []], n_centroids=K)
+            model = SCALE([adata.n_vars, 10, [1024, 128], []], n_centroids=k)
             data = torch.utils.data.DataLoader(
                 SingleCellDataset(adata), batch, shuffle=True, drop_last=True, num_workers=4
             )
@@ -153,7 +152,7 @@ def original(fused: bool) -> Callable:
     return run
 
 
-def peak_vi(adata, batch, clock):
+def peak_vi(adata, k, batch, clock):
     """scvi-tools' PeakVI with its defaults."""
     import scvi
     from lightning.pytorch import Callback
@@ -186,9 +185,12 @@ METHODS: dict[str, Callable] = {
     "plain, auxiliary": ours(preset="plain", formulation="scale"),
 }
 DEFAULT = list(METHODS)[:6]
+SETTING = ("peaks", "batch", "density", "cells", "components")
 
 
-def measure(method: str, peaks: int, batch: int, density: float, cells: int, steps: int) -> dict:
+def measure(
+    method: str, steps: int, peaks: int, batch: int, density: float, cells: int, components: int
+) -> dict:
     """In this process: seconds per step, and memory above what was there before, in GiB."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -201,7 +203,7 @@ def measure(method: str, peaks: int, batch: int, density: float, cells: int, ste
         contextlib.redirect_stderr(silent),
         contextlib.suppress(Enough),
     ):
-        METHODS[method](adata, batch, clock)
+        METHODS[method](adata, components, batch, clock)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = clock.seconds()
     return {
@@ -209,33 +211,43 @@ def measure(method: str, peaks: int, batch: int, density: float, cells: int, ste
         "cells_per_second": batch / seconds,
         "peak_gib": peak / 2**20,
         "added_gib": (peak - before) / 2**20,
+        "roofline_ms": 1e3 * least_bytes(peaks, batch, density) / bandwidth(),
     }
 
 
-def roofline(peaks: int, batch: int, density: float) -> float:
-    """Milliseconds that the first layer's bytes take: read W; read and write W and two moments."""
+def bandwidth() -> float:
+    """Bytes per second that a copy of 256 MiB reads and writes."""
     a, b = torch.randn(2**26), torch.zeros(2**26)
     seconds = []
     for _ in range(7):
         start = time.perf_counter()
         b.copy_(a)
         seconds.append(time.perf_counter() - start)
-    bandwidth = 2 * 4 * 2**26 / np.median(seconds)
+    return 2 * 4 * 2**26 / float(np.median(seconds))
+
+
+def least_bytes(peaks: int, batch: int, density: float) -> float:
+    """That a step of the plain model has to move, activations left out.
+
+    First layer: the rows of open peaks, with two moments, are read and written. Decoder: weights
+    read forwards and backwards, their gradient written and read, weights and moments read and
+    written.
+    """
     is_open = 1 - (1 - HIDDEN * density) ** batch
-    return 1e3 * 7 * 4 * 1024 * peaks * is_open / bandwidth
+    return 4 * peaks * (6 * 1024 * is_open + 10 * (10 + 1))
 
 
 def run(options: argparse.Namespace) -> pd.DataFrame:
     """Every combination, method after method within a round."""
     file = options.output.with_suffix(".csv")
     results = pd.read_csv(file) if file.exists() else pd.DataFrame()
-    settings = itertools.product(
-        options.peaks, options.batch, options.density, range(options.rounds), options.methods
-    )
-    for peaks, batch, density, n_round, method in settings:
-        keys = {"peaks": peaks, "batch": batch, "density": density, "method": method}
+    settings = itertools.product(*(getattr(options, name) for name in SETTING))
+    for values, n_round, method in itertools.product(
+        settings, range(options.rounds), options.methods
+    ):
+        keys = dict(zip(SETTING, values, strict=True)) | {"method": method}
         print(n_round, keys, file=sys.stderr, flush=True)
-        job = json.dumps([method, peaks, batch, density, options.cells, options.steps])
+        job = json.dumps([method, options.steps, *values])
         command = [sys.executable, __file__, "--measure", job]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -249,41 +261,17 @@ def run(options: argparse.Namespace) -> pd.DataFrame:
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
     """Medians, and how many times faster than the original as shipped at the same setting."""
-    setting = ["peaks", "density", "batch"]
+    setting = [*SETTING]
     table = results.groupby([*setting, "method"]).median().reset_index()
     shipped = table[table["method"] == "SCALE 1.1.2"].set_index(setting)["ms_per_step"]
     if len(shipped):
         times = shipped.reindex(pd.MultiIndex.from_frame(table[setting])).to_numpy()
         table["x_original"] = times / table["ms_per_step"]
         at_32 = shipped[shipped.index.get_level_values("batch") == 32].droplevel("batch")
-        base = 32e3 / at_32.reindex(pd.MultiIndex.from_frame(table[setting[:2]])).to_numpy()
+        rest = [name for name in setting if name != "batch"]
+        base = 32e3 / at_32.reindex(pd.MultiIndex.from_frame(table[rest])).to_numpy()
         table["x_throughput_of_original_at_32"] = table["cells_per_second"] / base
-    settings = table[["peaks", "batch", "density"]].itertuples(index=False)
-    table["roofline_ms"] = [roofline(*each) for each in settings]
     return table.round(2)
-
-
-def draw(table: pd.DataFrame, path: Path) -> None:
-    """Cells per second against the number of peaks, one panel per batch size."""
-    batches = sorted(table["batch"].unique())
-    figure, axes = plt.subplots(1, len(batches), figsize=(1 + 3.6 * len(batches), 3.6), sharey=True)
-    for axis, batch in zip(np.atleast_1d(axes), batches, strict=True):
-        for method, part in table[table["batch"] == batch].groupby("method", sort=False):
-            mine = method.startswith("pyro_scale")
-            axis.plot(
-                part["peaks"],
-                part["cells_per_second"],
-                "o-" if mine else "s--",
-                label=method,
-                lw=2 if mine else 1,
-                ms=4,
-            )
-        axis.set(xscale="log", yscale="log", title=f"batch {batch}", xlabel="peaks")
-        axis.grid(lw=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("cells per second")
-    np.atleast_1d(axes)[-1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -293,7 +281,8 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[32, 128])
     parser.add_argument("--density", nargs="+", type=float, default=[0.03])
     parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS)
-    parser.add_argument("--cells", type=int, default=1024)
+    parser.add_argument("--cells", nargs="+", type=int, default=[4096])
+    parser.add_argument("--components", nargs="+", type=int, default=[10])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("speed"))
