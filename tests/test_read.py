@@ -5,7 +5,6 @@ import shutil
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 from anndata.abc import CSRDataset
 from formats import (
@@ -40,8 +39,8 @@ def test_every_format_gives_the_same_cells(kind, small, tmp_path):
         assert isinstance(adata.X, sparse.csr_matrix)
         assert adata.X.has_sorted_indices
         assert (adata.X.astype(np.float32) != small.X.astype(np.float32)).nnz == 0
-        pd.testing.assert_index_equal(adata.obs_names, small.obs_names, check_names=False)
-        pd.testing.assert_index_equal(adata.var_names, small.var_names, check_names=False)
+        assert list(adata.obs_names) == list(small.obs_names)
+        assert list(adata.var_names) == list(small.var_names)
         assert "batch" not in adata.obs
     assert as_counts(adata).n_cells == 12
 
