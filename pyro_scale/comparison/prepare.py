@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,7 +109,8 @@ def _warm_up(vae: MixtureVAE, cells: Cells, steps: int) -> None:
     """
     objective = Objective(vae, "collapsed", "Trace_ELBO")
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
-    with pyro.validation_enabled(False):  # what is not finite is told below
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered (NaN|.*inf)")  # told below
         for _ in range(steps):
             optimizer.zero_grad()
             objective.backward(cells)
