@@ -1,19 +1,12 @@
 """Training that was killed ends as if it had not been; what cannot be gone on from is refused."""
 
-import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 
 import anndata
 import pytest
 import torch
 from helpers import small_scale
 from lightning import Callback
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import pyro_scale as ps
@@ -129,50 +122,6 @@ def test_checkpoints_are_written_by_the_clock_and_after_the_last_epoch(cells, tm
     assert not (tmp_path / "c").exists()
     trained(cells, checkpoint=tmp_path / "c", checkpoint_seconds=1e6)
     assert (tmp_path / "c").exists()
-
-
-SCRIPT = """
-import json, sys
-import pyro_scale.cli
-sys.argv = ["pyro-scale", *json.loads(sys.argv[1])]
-import pyro_scale.training.checkpoint as c
-init = c.Checkpoints.__init__
-c.Checkpoints.__init__ = lambda self, path, seconds: init(self, path, 0)
-pyro_scale.cli.main()
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_is_finished(cells, tmp_path):
-    """SIGKILL at random moments; the long version is tests/benchmarks/kills.py."""
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    arguments = ["run", "cells.h5ad", "-k", "3", "--max-epochs", "60", "--embed", "none"]
-
-    def run(folder, seconds):
-        """The exit code, or None if it was killed after so many seconds."""
-        command = [sys.executable, "-c", SCRIPT, json.dumps([*arguments, "-o", folder])]
-        log = (tmp_path / "log").open("w")
-        with log, subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log) as process:
-            try:
-                return process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                return None
-
-    began = time.monotonic()
-    assert run("whole", 300) == 0
-    alone = time.monotonic() - began
-    rng = random.Random(0)
-    ends = [run("killed", rng.uniform(0.4, 0.9) * alone) for _ in range(4)]
-    assert None in ends
-    last = run("killed", 300)
-    told = (tmp_path / "log").read_text()
-    assert last == 0 or "already holds a result" in told, told  # killed when all was written
-    both = [tmp_path / "whole", tmp_path / "killed"]
-    weights = [load_file(folder / "model" / "weights.safetensors") for folder in both]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    files = [{path.name for path in folder.iterdir()} for folder in both]
-    assert files[0] == files[1]
 
 
 def test_the_command_line_goes_on_or_starts_anew(cells, tmp_path, monkeypatch, capsys):
