@@ -69,7 +69,7 @@ def refuse_while_trained(model: object) -> None:
         )
 
 
-def _after_fork() -> None:
+def _after_fork() -> None:  # pragma: no cover  (runs in a process that ends untraced)
     """A forked process has no other thread whose turn it could be."""
     global _turn
     _turn = threading.RLock()
@@ -78,5 +78,5 @@ def _after_fork() -> None:
             del _trained_by[model]
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
+if hasattr(os, "register_at_fork"):  # pragma: no branch  (not on Windows)
     os.register_at_fork(after_in_child=_after_fork)

@@ -35,7 +35,7 @@ def flushed(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows does not open folders
+    except OSError:  # pragma: no cover  (Windows does not open folders)
         return
     try:
         os.fsync(descriptor)

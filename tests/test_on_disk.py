@@ -1,6 +1,7 @@
 """Cells larger than memory: read from disk by blocks, and otherwise like any others."""
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -43,6 +44,40 @@ def test_cells_on_disk_are_the_cells_in_memory(monkeypatch, on_disk, binary):
     np.testing.assert_array_equal(
         disk[some][np.array([1, 0])].read().toarray(), memory[some[[1, 0]]].read().toarray()
     )
+
+
+@pytest.mark.parametrize("gap", [0, 60, 10**6])
+@pytest.mark.parametrize("span", [1, 100, 10**6])
+def test_however_rows_are_read_together_they_are_the_same(monkeypatch, on_disk, gap, span):
+    monkeypatch.setattr("pyro_scale.data.on_disk._GAP", gap)
+    monkeypatch.setattr("pyro_scale.data.on_disk._SPAN", span)
+    memory, disk = (as_counts(cells) for cells in on_disk)
+    some = np.random.default_rng(0).permutation(150)[:70]
+    theirs, ours = memory[some].read(), disk[some].read()
+    np.testing.assert_array_equal(ours.toarray(), theirs.toarray())
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("indptr", [0, 5, 3, 9]),  # backwards
+        ("indptr", [0, 3, 5, 10]),  # beyond the entries
+        ("indptr", [0, 3, 9]),  # a row short
+        ("indptr", [1, 3, 5, 9]),
+        ("indptr", [0.0, 3.0, 5.0, 9.0]),
+        ("indices", [0, 1, 2, 3, 0, 1, 0, 1, 7]),  # no such column
+        ("indices", [0, 1, 2, 3, 0, 1, 0, 1]),  # one short
+    ],
+)
+def test_a_matrix_that_makes_no_sense_is_refused_by_name(part, values, tmp_path):
+    indptr, indices = np.array([0, 3, 5, 9]), np.array([0, 1, 2, 0, 1, 0, 1, 2, 3])
+    cells = ad.AnnData(sp.csr_matrix((np.ones(9, np.float32), indices, indptr), (3, 4)))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        del file["X"][part]
+        file["X"][part] = np.array(values)
+    with pytest.raises(DataError, match="the matrix on disk cannot be read"):
+        as_counts(ad.read_h5ad(tmp_path / "cells.h5ad", backed="r"))
 
 
 def test_every_cell_on_disk_is_seen_once_in_an_order_of_its_own(on_disk):

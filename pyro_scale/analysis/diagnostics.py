@@ -59,12 +59,14 @@ def _smoothed(log_weight_sn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
             if "same" not in str(error):
                 raise
             continue  # bounded weights that reach their bound
-        k_n[n] = np.inf if np.isnan(k) else k
-        if np.isfinite(k):
-            # Only the tail was smoothed: the median tells what they were divided by.
-            middle = np.argsort(log_w_s)[len(log_w_s) // 2]
-            if np.isfinite(log_w_s[middle]):
-                smooth_sn[:, n] = normalised_s + (log_w_s[middle] - normalised_s[middle])
+        if np.isnan(k) or np.isnan(normalised_s).any():
+            k_n[n] = np.inf  # so far apart that the tail underflows: no fit, whatever k is
+            continue
+        k_n[n] = k
+        # Only the tail was smoothed: the median tells what they were divided by.
+        middle = np.argsort(log_w_s)[len(log_w_s) // 2]
+        if np.isfinite(k) and np.isfinite(log_w_s[middle]):
+            smooth_sn[:, n] = normalised_s + (log_w_s[middle] - normalised_s[middle])
     return smooth_sn, k_n
 
 

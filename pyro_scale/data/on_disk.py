@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from pyro_scale.data.paths import readable
 __all__ = ["OnDisk", "as_csr"]
 
 _CHUNK = 4096  # cells read at a time in a pass over all of them
+_GAP = 2**13  # entries between two rows that are read and dropped, rather than read twice
+_SPAN = 2**22  # entries that are read at once, about
 
 
 def as_csr(x: Any) -> sparse.csr_matrix:
@@ -31,23 +34,39 @@ class OnDisk:
     Parameters
     ----------
     source
-        A matrix that is read by slices of its rows (:class:`anndata.abc.CSRDataset`).
+        A matrix of CSR on disk (:class:`anndata.abc.CSRDataset`).
     rows
-        Which of its rows, in which order.
+        Which of its rows, in which order; None: all.
     binary
         Set what is not zero to one as it is read.
+
+    Raises
+    ------
+    DataError
+        If where rows begin and end makes no sense.
     """
 
-    def __init__(self, source: Any, rows: NDArray[np.intp], *, binary: bool) -> None:
-        self.source, self.rows, self.binary = source, rows, binary
-        self.shape = (len(rows), int(source.shape[1]))
+    def __init__(
+        self, source: Any, rows: NDArray[np.intp] | None = None, *, binary: bool = False
+    ) -> None:
+        self.binary = binary
+        self.entries, self.indptr = _opened(source)
+        self.rows = np.arange(source.shape[0]) if rows is None else rows
+        self.n_columns = int(source.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows that were chosen, and columns."""
+        return len(self.rows), self.n_columns
 
     def __getitem__(self, cells: Any) -> OnDisk:
         """A choice among the rows; nothing is read."""
-        return OnDisk(self.source, self.rows[cells], binary=self.binary)
+        chosen = copy(self)
+        chosen.rows = self.rows[cells]
+        return chosen
 
     def read(self) -> sparse.csr_matrix:
-        """The rows, in memory: one read for each run of neighbours.
+        """The rows, in memory: one read for neighbours, and for rows with little between them.
 
         Raises
         ------
@@ -56,10 +75,7 @@ class OnDisk:
         """
         order = np.argsort(self.rows, kind="stable")
         in_order = self.rows[order]
-        if not len(in_order):
-            return self._slice(slice(0, 0))
-        runs = np.split(in_order, np.flatnonzero(np.diff(in_order) != 1) + 1)
-        parts = [self._slice(slice(run[0], run[-1] + 1)) for run in runs]
+        parts = [self._span(rows) for rows in self._spans(in_order)]
         x: sparse.csr_matrix = sparse.vstack(parts, format="csr")
         if self.binary:
             x.data[:] = 1
@@ -68,14 +84,46 @@ class OnDisk:
         as_asked: sparse.csr_matrix = x[np.argsort(order, kind="stable")]
         return as_asked
 
-    def _slice(self, rows: slice) -> sparse.csr_matrix:
+    def _spans(self, in_order: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+        """Rows to be read at once: a gap costs less than a second read, up to a size."""
+        start, stop = self.indptr[in_order], self.indptr[in_order + 1]
+        begins = np.zeros(len(in_order), dtype=bool)
+        begins[1:] = start[1:] - stop[:-1] > _GAP
+        begins[1:] |= np.diff(start // _SPAN) > 0
+        return np.split(in_order, np.flatnonzero(begins))
+
+    def _span(self, rows: NDArray[np.intp]) -> sparse.csr_matrix:
+        """Rows in order, read with all that lies between them."""
+        first, last = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
+        indptr = self.indptr[first : last + 1]
         with readable("the matrix on disk", "rows of counts"):
-            x = self.source[rows]
+            values, columns = (part[indptr[0] : indptr[-1]] for part in self.entries)
+            x = sparse.csr_matrix(
+                (values, columns, indptr - indptr[0]), (last - first, self.n_columns)
+            )
             x.check_format(full_check=True)  # scipy trusts the indices that it is given
-            return as_csr(x)
+            return as_csr(x if len(rows) == last - first else x[rows - first])
 
     def chunks(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """All rows, some thousand at a time, each with its place."""
         for start in range(0, len(self.rows), _CHUNK):
             place = slice(start, min(start + _CHUNK, len(self.rows)))
             yield place, self[place].read()
+
+
+def _opened(source: Any) -> tuple[tuple[Any, Any], NDArray[np.int64]]:
+    """Values and columns of the entries, left on disk, and where each row begins and ends.
+
+    anndata's own slices look up its version every time, which takes longer than to read.
+    """
+    with readable("the matrix on disk", "a sparse matrix"):
+        values, columns, indptr = (source.group[part] for part in ("data", "indices", "indptr"))
+        indptr = np.asarray(indptr[:])
+        if indptr.dtype.kind not in "iu" or indptr.shape != (source.shape[0] + 1,):
+            raise ValueError(f"{indptr.shape} {indptr.dtype} places for {source.shape[0]} rows")
+        indptr = indptr.astype(np.int64)
+        if not values.shape == columns.shape == (indptr[-1],):
+            raise ValueError(f"{values.shape} values, {columns.shape} columns, {indptr[-1]} asked")
+        if indptr[0] or (np.diff(indptr) < 0).any():
+            raise ValueError("rows that do not follow one another")
+        return (values, columns), indptr

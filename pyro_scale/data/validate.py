@@ -243,7 +243,7 @@ def _to_csr(x: Any) -> sparse.csr_matrix | OnDisk:
     A CSR matrix on disk stays there; others are read.
     """
     if isinstance(x, CSRDataset) and x.dtype.kind in "biuf":
-        return OnDisk(x, np.arange(x.shape[0]), binary=False)
+        return OnDisk(x)
     if hasattr(x, "to_memory"):
         x = x.to_memory()
     check_sound(x, "the matrix")

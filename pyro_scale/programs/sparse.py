@@ -94,7 +94,7 @@ def _bags(x: sparse.csr_matrix, weight_ph: Tensor) -> Tensor:
 
 
 def _product(x_np: Tensor, weight_ph: Tensor) -> Tensor:
-    if x_np.device.type != "cpu":
+    if x_np.device.type != "cpu":  # pragma: no cover  (tests/test_gpu.py)
         product_nh: Tensor = torch.sparse.mm(x_np, weight_ph)
         return product_nh
     x = to_scipy(x_np)
@@ -116,16 +116,16 @@ class _Matmul(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_nh: Tensor) -> tuple[None, Tensor | None]:
-        if ctx.x_np.device.type == "cpu":
-            from pyro_scale.kernels.over_ones import transposed_product
+        if ctx.x_np.device.type != "cpu":  # pragma: no cover  (tests/test_gpu.py)
+            csc = ctx.x_np.to_sparse_csc()
+            x_pn = torch.sparse_csr_tensor(
+                csc.ccol_indices(), csc.row_indices(), csc.values(), ctx.x_np.shape[::-1]
+            )
+            return None, torch.sparse.mm(x_pn, grad_nh)
+        from pyro_scale.kernels.over_ones import transposed_product
 
-            x = to_scipy(ctx.x_np)
-            return None, torch.from_numpy(transposed_product(x, grad_nh.contiguous().numpy()))
-        csc = ctx.x_np.to_sparse_csc()
-        x_pn = torch.sparse_csr_tensor(
-            csc.ccol_indices(), csc.row_indices(), csc.values(), ctx.x_np.shape[::-1]
-        )
-        return None, torch.sparse.mm(x_pn, grad_nh)
+        x = to_scipy(ctx.x_np)
+        return None, torch.from_numpy(transposed_product(x, grad_nh.contiguous().numpy()))
 
 
 def matmul(x_np: Tensor, weight_ph: Tensor) -> Tensor:

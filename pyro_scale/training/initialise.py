@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from pyro_scale.data import Counts, sparse_cells
 from pyro_scale.programs import (
@@ -23,6 +24,8 @@ __all__ = [
     "lsi_of",
     "standard_normal_prior",
 ]
+
+_CHUNK = 1024  # cells whose TF-IDF is taken at a time
 
 
 def build_vae(
@@ -122,24 +125,31 @@ def lsi_of(
     from sklearn.preprocessing import normalize  # here, because it takes long to import
     from sklearn.utils.extmath import randomized_svd
 
-    everything = counts
-    counts = counts[at_most(max_cells, counts.n_cells, seed)]
-    x = counts.read()
-    counts = replace(counts, x=x)
-    rank = min(n_directions + 1, *x.shape)
+    chosen = at_most(max_cells, counts.n_cells, seed)
+    rank = min(n_directions + 1, len(chosen), counts.n_peaks)
     lsi = Lsi(counts.n_peaks, max(1, rank - 1), n_batches)
+    y = normalize(_tf_idf(lsi, counts[chosen]), copy=False)
+    _, _, directions_rp = randomized_svd(y, rank, n_iter=7, random_state=seed)
+    lsi.directions_pr.copy_(torch.from_numpy(directions_rp[min(1, rank - 1) :].T.copy()))
+    for batch in range(n_batches if counts.batch is not None else 0):
+        members = np.flatnonzero(counts.batch == batch)
+        some = members[at_most(max_cells, len(members), seed)]
+        lsi.centre(sparse_cells(counts[some]))
+    return lsi
+
+
+def _tf_idf(lsi: Lsi, counts: Counts) -> sparse.csr_matrix:
+    """TF-IDF of the cells in double precision, by parts; the peaks' share of it goes to ``lsi``."""
+    x = counts.read()
     idf_p = np.log1p(counts.n_cells / np.maximum(x.getnnz(0), 1))
     lsi.idf_p.copy_(torch.from_numpy(idf_p))
-    cells = sparse_cells(counts)
-    y = x.copy()
-    y.data = lsi.tf_idf(cells.x_np, cells.depth_n).values().double().numpy()
-    _, _, directions_rp = randomized_svd(normalize(y), rank, n_iter=7, random_state=seed)
-    lsi.directions_pr.copy_(torch.from_numpy(directions_rp[min(1, rank - 1) :].T.copy()))
-    for batch in range(n_batches if everything.batch is not None else 0):
-        members = np.flatnonzero(everything.batch == batch)
-        some = members[at_most(max_cells, len(members), seed)]
-        lsi.centre(sparse_cells(everything[some]))
-    return lsi
+    counts, values = replace(counts, x=x), np.empty(x.nnz)
+    for start in range(0, counts.n_cells, _CHUNK):
+        part = slice(start, min(start + _CHUNK, counts.n_cells))
+        cells = sparse_cells(counts[part])
+        entries = slice(x.indptr[part.start], x.indptr[part.stop])
+        values[entries] = lsi.tf_idf(cells.x_np, cells.depth_n).values().numpy()
+    return sparse.csr_matrix((values, x.indices, x.indptr), x.shape)
 
 
 def _peak_bias(vae: MixtureVAE, counts: Counts) -> NDArray[np.float64]:
