@@ -47,6 +47,35 @@ def test_a_wrong_closed_form_fails_its_rows(cells, monkeypatch):
             assert row.verdict != "FAILS", row
 
 
+def _sure():
+    """One component explains every cell, whose z varies little: the others are never drawn."""
+    vae = small_vae()
+    with torch.no_grad():
+        vae.prior.loc_kd.copy_(4 * torch.arange(3.0)[:, None].expand(3, 2))
+        vae.encoder.raw_var.bias.fill_(-8.0)
+    return vae
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_components_that_are_never_drawn_raise_no_alarm(seed):
+    """Their share of the gradient is missing from the mean over draws, and from its error."""
+    counts = (np.random.default_rng(0).random((6, 25)) < 0.3).astype(np.float32)
+    options = {"seed": seed, "warmup_steps": 0, "formulations": ["structured", "mean_field"]}
+    table = ps.compare(_sure(), counts, **options).to_frame()
+    assert table["max_gradient_z"].max() > 20, "nothing here would be taken for a difference"
+    assert not (table["holds"] == False).any()  # noqa: E712 (None is not False)
+    assert table["reason"].str.contains("were never drawn").any()
+
+
+def test_a_difference_that_what_was_not_drawn_cannot_explain_fails(monkeypatch):
+    counts = (np.random.default_rng(0).random((6, 25)) < 0.3).astype(np.float32)
+    right = TWINS["mean_field"]
+    monkeypatch.setitem(TWINS, "mean_field", lambda at, g: right(at, g) + at.loc_nd.sum())
+    table = ps.compare(_sure(), counts, warmup_steps=0, formulations=["mean_field"])
+    row = next(r for r in table.rows if (r.estimator, r.c) == ("Trace_ELBO", "sampled"))
+    assert row.holds is False
+
+
 def test_one_component_has_no_power(cells):
     """With K = 1 every formulation is the same bound: agreement says nothing."""
     model = ps.SCALE(cells, n_components=1, n_latent=2, hidden=(8,), preset="plain")

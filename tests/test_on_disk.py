@@ -67,6 +67,8 @@ def test_however_rows_are_read_together_they_are_the_same(monkeypatch, on_disk, 
         ("indptr", [0.0, 3.0, 5.0, 9.0]),
         ("indices", [0, 1, 2, 3, 0, 1, 0, 1, 7]),  # no such column
         ("indices", [0, 1, 2, 3, 0, 1, 0, 1]),  # one short
+        ("indices", [0, 1, 2, 3, 0, 1, 0, 1, 2**32]),
+        ("indices", [0.0, 1, 2, 0, 1, 0, 1, 2, 3]),
     ],
 )
 def test_a_matrix_that_makes_no_sense_is_refused_by_name(part, values, tmp_path):

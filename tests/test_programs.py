@@ -1,12 +1,14 @@
 """Prior, networks and programs."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import small_cells, small_vae
 
 from pyro_scale.objectives import terms
 from pyro_scale.programs import Cells, MixturePrior, MixtureVAE, build
+from pyro_scale.programs.peaks import LogPoisson
 from pyro_scale.programs.prior import inverse_softplus
 
 
@@ -145,3 +147,20 @@ def test_a_classifier_of_another_width_than_the_prior_is_refused():
     vae.prior.resize(vae.n_components + 1)
     with pytest.raises(ValueError, match="give n_components"):
         vae.log_q_c(small_cells())
+
+
+def test_log_poisson_is_poisson_and_keeps_rates_that_underflow():
+    log_rate = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.poisson(torch.full((4, 3), 2.0, dtype=torch.float64))
+    ours, torchs = LogPoisson(log_rate), dist.Poisson(log_rate.exp())
+    torch.testing.assert_close(ours.log_prob(x), torchs.log_prob(x))
+    wide = ours.expand((5, 4, 3))
+    assert wide.batch_shape == (5, 4, 3)
+    torch.testing.assert_close(wide.log_prob(x)[2], torchs.log_prob(x))
+    assert wide.sample().shape == (5, 4, 3)
+    (slope,) = torch.autograd.grad(ours.log_prob(x).sum(), log_rate)
+    torch.testing.assert_close(slope, x - log_rate.exp())
+    low = LogPoisson(torch.tensor([-1000.0]))
+    torch.testing.assert_close(low.log_prob(torch.tensor([3.0])), torch.tensor([-3001.7918]))
+    with pytest.raises(ValueError, match="support"):
+        LogPoisson(torch.zeros(1), validate_args=True).log_prob(torch.tensor([0.5]))

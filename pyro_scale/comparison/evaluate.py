@@ -40,6 +40,9 @@ class Draw(NamedTuple):
         z as the guide drew it, ``(n, d)``, or ``(particles, n, d)`` for several particles.
     seconds
         Of value and gradient together.
+    drawn_m, probability_m
+        Every value that a discrete site of the guide can take, m of them (cells x components for
+        c): whether it was drawn, and how probable it was. Empty where nothing discrete is drawn.
 
     Examples
     --------
@@ -56,18 +59,39 @@ class Draw(NamedTuple):
     gradients: Gradients
     z_nd: Tensor
     seconds: float
+    drawn_m: Tensor
+    probability_m: Tensor
 
 
-class _RecordZ(Messenger):
-    """Keeps what the guide draws at "z"; the model replays the same tensors."""
+class _Record(Messenger):
+    """Keeps what the guide draws; the model replays the same tensors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.drawn: list[Tensor] = []
+        self.sites: list[dict[str, Any]] = []
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] == "z" and not any(msg["value"] is z for z in self.drawn):
-            self.drawn.append(msg["value"])
+        if not msg["is_observed"] and not any(msg["value"] is kept["value"] for kept in self.sites):
+            self.sites.append({part: msg[part] for part in ("name", "value", "fn", "infer")})
+
+    @property
+    def z(self) -> list[Tensor]:
+        """As often as it was drawn."""
+        return [site["value"].detach() for site in self.sites if site["name"] == "z"]
+
+    @torch.no_grad()
+    def discrete(self) -> tuple[Tensor, Tensor]:
+        """Over the discrete sites that were drawn and not enumerated."""
+        drawn, probable = [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0)]
+        for site in self.sites:
+            fn, value, enumerated = site["fn"], site["value"], "_enumerate_dim" in site["infer"]
+            if getattr(fn, "has_enumerate_support", False) and not enumerated:
+                support = fn.enumerate_support()
+                log_prob = fn.log_prob(support)
+                same = (support == value).reshape(*log_prob.shape, -1).all(-1)
+                drawn.append(same.flatten().cpu())
+                probable.append(log_prob.exp().flatten().cpu())
+        return torch.cat(drawn), torch.cat(probable)
 
 
 def _take_gradients(vae: MixtureVAE) -> Gradients:
@@ -102,12 +126,11 @@ def draw(vae: MixtureVAE, objective: Objective, cells: Cells) -> Draw:
     """
     vae.zero_grad(set_to_none=True)
     started = time.perf_counter()
-    with _RecordZ() as record:
+    with _Record() as record:
         loss = objective.backward(cells)
     seconds = time.perf_counter() - started
-    drawn = [z.detach() for z in record.drawn]
-    z_nd = drawn[0] if len(drawn) == 1 else torch.stack(drawn)
-    return Draw(loss, _take_gradients(vae), z_nd, seconds)
+    z_nd = record.z[0] if len(record.z) == 1 else torch.stack(record.z)
+    return Draw(loss, _take_gradients(vae), z_nd, seconds, *record.discrete())
 
 
 def twin_loss(vae: MixtureVAE, row: Row, cells: Cells, z_nd: Tensor) -> Tensor:

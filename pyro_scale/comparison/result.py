@@ -44,7 +44,8 @@ class ComparedRow:
         Median time of one evaluation, value and gradient.
     holds
         Whether the row agrees as the table says; None where it is not supported, or where
-        formulations differ too little here for agreement to mean anything (no power).
+        formulations differ too little here for agreement to mean anything, or values of c that
+        were never drawn may explain the difference (no power).
     reason
         Why not, or a remark.
 

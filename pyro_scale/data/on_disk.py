@@ -14,7 +14,7 @@ from pyro_scale.data.paths import readable
 
 __all__ = ["OnDisk", "as_csr"]
 
-_CHUNK = 4096  # cells read at a time in a pass over all of them
+_CHUNK = 1024  # cells read at a time in a pass over all of them
 _GAP = 2**13  # entries between two rows that are read and dropped, rather than read twice
 _SPAN = 2**22  # entries that are read at once, about
 
@@ -75,8 +75,25 @@ class OnDisk:
         """
         order = np.argsort(self.rows, kind="stable")
         in_order = self.rows[order]
-        parts = [self._span(rows) for rows in self._spans(in_order)]
-        x: sparse.csr_matrix = sparse.vstack(parts, format="csr")
+        sizes = self.indptr[in_order + 1] - self.indptr[in_order]
+        indptr = np.append(0, np.cumsum(sizes))
+        # Room for all at once: thousands of small arrays would leave holes in the memory.
+        values = np.empty(indptr[-1], dtype=np.float32)
+        columns = np.empty(indptr[-1], dtype=self.entries[1].dtype)
+        with readable("the matrix on disk", "rows of counts"), np.errstate(over="ignore"):
+            for span in self._spans(in_order):
+                rows, to = in_order[span], slice(indptr[span.start], indptr[span.stop])
+                start, stop = self.indptr[rows[0]], self.indptr[rows[-1] + 1]
+                wanted: Any = slice(None)
+                if stop - start > to.stop - to.start:
+                    ahead = self.indptr[rows] - start - (indptr[span] - to.start)
+                    wanted = np.repeat(ahead, sizes[span]) + np.arange(to.stop - to.start)
+                values[to] = self.entries[0][start:stop][wanted]
+                columns[to] = self.entries[1][start:stop][wanted]
+            x = sparse.csr_matrix((values, columns, indptr), self.shape)
+            x.check_format(full_check=True)  # scipy trusts the indices that it is given
+        x.sum_duplicates()
+        x.eliminate_zeros()
         if self.binary:
             x.data[:] = 1
         if (order[1:] > order[:-1]).all():
@@ -84,25 +101,12 @@ class OnDisk:
         as_asked: sparse.csr_matrix = x[np.argsort(order, kind="stable")]
         return as_asked
 
-    def _spans(self, in_order: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-        """Rows to be read at once: a gap costs less than a second read, up to a size."""
+    def _spans(self, in_order: NDArray[np.intp]) -> list[slice]:
+        """Places of rows that are read at once: a gap costs less than a read, up to a size."""
         start, stop = self.indptr[in_order], self.indptr[in_order + 1]
-        begins = np.zeros(len(in_order), dtype=bool)
-        begins[1:] = start[1:] - stop[:-1] > _GAP
-        begins[1:] |= np.diff(start // _SPAN) > 0
-        return np.split(in_order, np.flatnonzero(begins))
-
-    def _span(self, rows: NDArray[np.intp]) -> sparse.csr_matrix:
-        """Rows in order, read with all that lies between them."""
-        first, last = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
-        indptr = self.indptr[first : last + 1]
-        with readable("the matrix on disk", "rows of counts"):
-            values, columns = (part[indptr[0] : indptr[-1]] for part in self.entries)
-            x = sparse.csr_matrix(
-                (values, columns, indptr - indptr[0]), (last - first, self.n_columns)
-            )
-            x.check_format(full_check=True)  # scipy trusts the indices that it is given
-            return as_csr(x if len(rows) == last - first else x[rows - first])
+        begins = (start[1:] - stop[:-1] > _GAP) | (np.diff(start // _SPAN) > 0)
+        ends = np.concatenate([[0], 1 + np.flatnonzero(begins), [len(in_order)]])
+        return [slice(*ends[i : i + 2]) for i in range(len(ends) - 1) if len(in_order)]
 
     def chunks(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """All rows, some thousand at a time, each with its place."""
@@ -126,4 +130,6 @@ def _opened(source: Any) -> tuple[tuple[Any, Any], NDArray[np.int64]]:
             raise ValueError(f"{values.shape} values, {columns.shape} columns, {indptr[-1]} asked")
         if indptr[0] or (np.diff(indptr) < 0).any():
             raise ValueError("rows that do not follow one another")
+        if columns.dtype.kind not in "iu":
+            raise ValueError(f"columns of {columns.dtype}")
         return (values, columns), indptr

@@ -260,8 +260,8 @@ def _check_names(adata: AnnData) -> None:
         ("cell", adata.obs_names, "obs_names_make_unique"),
         ("peak", adata.var_names, "var_names_make_unique"),
     ):
-        if not names.is_unique:
-            repeated = names[names.duplicated()]
+        repeated = names[names.duplicated()]  # is_unique would leave a table of all names behind
+        if len(repeated):
             raise DataError(
                 f"{len(repeated)} {what} names are repeated (the first is {repeated[0]!r}); "
                 f"call adata.{mend}() first."

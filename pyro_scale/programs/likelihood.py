@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_scale.programs.cells import Cells
 from pyro_scale.programs.networks import linear, mlp
 from pyro_scale.programs.over_peaks import Logits
-from pyro_scale.programs.peaks import BernoulliPeaks, PoissonPeaks
+from pyro_scale.programs.peaks import BernoulliPeaks, LogPoisson, PoissonPeaks
 
 __all__ = ["BernoulliLikelihood", "PoissonLikelihood"]
 
@@ -160,9 +160,8 @@ class PoissonLikelihood(_Decoded):
         """p(x|z), event shape ``(p,)``."""
         if cells.is_sparse:
             return PoissonPeaks(self._logits(z_nd, cells), cells.depth_n.clamp_min(1.0))
-        return dist.Poisson(self.mean(z_nd, cells)).to_event(1)
+        return LogPoisson(self.log_rate(z_nd, cells)).to_event(1)
 
     def mean(self, z_nd: Tensor, cells: Cells) -> Tensor:
         """E[x|z] of ``cells`` at ``z_nd``, rates, shape ``(..., n, p)``."""
-        rate_np = self.log_rate(z_nd, cells).exp()
-        return rate_np + torch.finfo(rate_np.dtype).tiny  # a rate that underflows keeps a log
+        return self.log_rate(z_nd, cells).exp()

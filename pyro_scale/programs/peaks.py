@@ -1,4 +1,4 @@
-"""Distributions over all peaks of a cell that accept a sparse observation."""
+"""Distributions of accessibility that torch has not: sparse observations, rates that underflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_scale.programs.over_peaks import Logits, logsumexp_over_peaks, softplus_over_peaks
 from pyro_scale.programs.sparse import is_sparse, totals, with_values
 
-__all__ = ["BernoulliPeaks", "PoissonPeaks"]
+__all__ = ["BernoulliPeaks", "LogPoisson", "PoissonPeaks"]
 
 
 class _Peaks(TorchDistribution):
@@ -80,6 +80,34 @@ class PoissonPeaks(_Peaks):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """A dense draw."""
         return torch.poisson(self.mean.expand(sample_shape + self.shape()))
+
+
+class LogPoisson(dist.Poisson):
+    """Poisson(exp(log_rate)), whose log-probability has no logarithm of a rate that underflows.
+
+    Parameters
+    ----------
+    log_rate
+        Any shape, which is the batch shape.
+    """
+
+    def __init__(self, log_rate: Tensor, *, validate_args: bool | None = None) -> None:
+        self.log_rate = log_rate
+        super().__init__(log_rate.exp(), validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> LogPoisson:
+        """Of a larger batch shape."""
+        new: LogPoisson = self._get_checked_instance(LogPoisson, _instance)
+        new.log_rate = self.log_rate.expand(batch_shape)
+        super().expand(batch_shape, new)
+        return new
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Shape of the batch."""
+        if self._validate_args:
+            self._validate_sample(x)
+        log_prob: Tensor = x * self.log_rate - self.rate - torch.lgamma(x + 1)
+        return log_prob
 
 
 def _log_factorials(x_np: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def at_most(max_cells: int, n_cells: int, seed: int) -> NDArray[np.intp]:
 
 
 def lsi_of(
-    counts: Counts, n_directions: int, seed: int, *, n_batches: int = 1, max_cells: int = 20_000
+    counts: Counts, n_directions: int, seed: int, *, n_batches: int = 1, max_cells: int = 10_000
 ) -> Lsi:
     """The directions that the encoder reads: singular vectors of the cells' TF-IDF.
 
@@ -111,7 +111,7 @@ def lsi_of(
     seed
         Of the randomised SVD and of the choice of cells.
     max_cells
-        Bounds time and memory.
+        Bounds time and memory (which should not grow with the cells on disk).
 
     Examples
     --------

@@ -198,11 +198,10 @@ def fit(
         refuse_without_warmup(plan)
     n_validation = int(plan.validation_size * counts.n_cells)
     order = np.random.default_rng(plan.seed).permutation(counts.n_cells)
-    held_out, training = (
-        counts[np.sort(part)] for part in (order[:n_validation], order[n_validation:])
-    )
-    if training.n_cells < vae.n_components and plan.n_warmup > 0:
-        held_out, training, n_validation = counts[order[:0]], counts, 0
+    if counts.n_cells - n_validation < vae.n_components and plan.n_warmup > 0:
+        n_validation = 0
+    held_out = counts[np.sort(order[:n_validation])]
+    training = counts[np.sort(order[n_validation:])] if n_validation else counts  # not a copy
     if n_validation == 0:
         logger.info("no cells are held out: training runs for all %d epochs.", plan.max_epochs)
 
