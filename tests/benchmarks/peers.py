@@ -126,17 +126,21 @@ def as_released(optimizer):
 class OriginalScale:
     """PyPI scale 1.1.2: its networks, start and loop, lr 2e-4, batches of 32."""
 
-    def __init__(self, adata, k, seed):
+    def __init__(self, adata, k, seed, *, steps=STEPS, fused=True):
         torch.manual_seed(seed)
         np.random.seed(seed)  # its mixture start reads numpy's state
         x = torch.from_numpy(adata.X.toarray()).float()
-        with as_released(functools.partial(torch.optim.Adam, fused=True)):  # the same update
+        with as_released(functools.partial(torch.optim.Adam, fused=fused)):  # the same update
+            from scale.dataset import SingleCellDataset
             from scale.model import SCALE
 
             self.model = SCALE([x.shape[1], 10, [1024, 128], []], n_centroids=k)
-            data = torch.utils.data.DataLoader(x, batch_size=32, shuffle=True, drop_last=True)
+            cells, workers = (x, 0) if fused else (SingleCellDataset(adata), 4)  # as shipped
+            data = torch.utils.data.DataLoader(
+                cells, batch_size=32, shuffle=True, drop_last=True, num_workers=workers
+            )
             self.model.init_gmm_params(torch.utils.data.DataLoader(x, batch_size=32))
-            self.model.fit(data, lr=2e-4, max_iter=STEPS)
+            self.model.fit(data, lr=2e-4, max_iter=steps)
         self.model.eval()
         with torch.inference_mode():
             self.mean = self.model.encoder(x)[1]
