@@ -41,6 +41,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 ms=4,
             )
         axis.set(xscale="log", yscale="log", title=title, xlabel=name)
+        measured = sorted(set(part[name]))
+        axis.set_xticks(measured, [f"{value:,g}" for value in measured], rotation=30)
+        axis.minorticks_off()
         axis.grid(lw=0.3)
     np.atleast_1d(axes)[0].set_ylabel("cells per second")
     figure.legend(
