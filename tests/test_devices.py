@@ -1,5 +1,6 @@
 """Several processes are one: the same weights and history from the same minibatches."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,13 +10,13 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from helpers import small_scale
+from helpers import small_scale, small_vae
 
 import pyro_scale as ps
 from pyro_scale.data import as_counts, loader
 from pyro_scale.objectives import TABLE, TWINS, Objective, evaluate
 from pyro_scale.programs import Cells, Lsi, MixtureVAE
-from pyro_scale.training import TrainingModule
+from pyro_scale.training import TrainingModule, TrainingPlan
 from pyro_scale.training.refusals import is_one
 
 SCRIPT = """
@@ -152,3 +153,14 @@ def test_out_of_memory_names_a_batch_size(cells, monkeypatch):
 def test_one_device_by_number_is_not_several(one, several):
     assert is_one(one)
     assert not is_one(several)
+
+
+@pytest.mark.parametrize(("kind", "pinned"), [("cpu", False), ("cuda", True)])
+def test_minibatches_are_pinned_for_a_gpu_alone(kind, pinned, cells):
+    module = TrainingModule(
+        small_vae(n_peaks=cells.n_vars), TABLE[0], TrainingPlan(), as_counts(cells)
+    )
+    strategy = argparse.Namespace(root_device=torch.device(kind))
+    trainer = argparse.Namespace(global_rank=0, world_size=1, strategy=strategy)
+    module.trainer = trainer
+    assert module.train_dataloader().pin_memory is pinned

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pyro_scale as ps
+from pyro_scale.data import as_counts, loader
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,3 +25,13 @@ def test_trains_on_a_gpu_and_loads_on_a_cpu(cells, tmp_path):
         atol=1e-4,
     )
     assert ps.compare(model, n_cells=5, n_samples=3).rows
+
+
+def test_minibatches_are_fetched_from_pinned_memory(cells):
+    counts = as_counts(cells)
+    one = next(iter(loader(counts, 16, seed=0, pin_memory=True)))
+    assert one.x_np.values().is_pinned()
+    assert one.depth_n.is_pinned()
+    there = one.to(torch.device("cuda"), non_blocking=True)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(there.x_np.to_dense().cpu(), one.x_np.to_dense())

@@ -129,6 +129,7 @@ def loader(
     seed: int | None = None,
     epoch: int = 0,
     part: tuple[int, int] = (0, 1),
+    pin_memory: bool = False,
 ) -> DataLoader[Cells]:
     """Minibatches of about ``batch_size`` cells: shuffled each epoch if a seed is given.
 
@@ -148,6 +149,8 @@ def loader(
         The pass that comes first.
     part
         ``(i, k)`` gives the i-th of k parts of every minibatch (not of cells on disk).
+    pin_memory
+        Put minibatches where a GPU can fetch them while the CPU goes on.
 
     Raises
     ------
@@ -183,7 +186,11 @@ def loader(
             batch_callback=_take,
         )
         return DataLoader(
-            minibatches, batch_size=None, collate_fn=_COLLATE, generator=torch.Generator()
+            minibatches,
+            batch_size=None,
+            collate_fn=_COLLATE,
+            generator=torch.Generator(),
+            pin_memory=pin_memory,
         )
     return DataLoader(
         _Cells(counts),
@@ -191,4 +198,5 @@ def loader(
         batch_size=None,
         collate_fn=_COLLATE,
         generator=torch.Generator(),  # otherwise each pass draws from the caller's
+        pin_memory=pin_memory,
     )

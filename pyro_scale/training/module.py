@@ -185,6 +185,8 @@ class TrainingModule(L.LightningModule):
             seed=self.plan.seed,
             epoch=len(self.history),  # Lightning counts the one it goes on from a little later
             part=part,
+            # Lightning's copies to a GPU do not block, which only helps from pinned memory.
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
     def val_dataloader(self) -> DataLoader[Cells]:
