@@ -3,15 +3,16 @@
     pip install -e ".[bench]"
     PYRO_SCALE_DATA=... python tests/benchmarks/time_to_quality.py
 
-A tenth of the cells is held out. The original trains with fused Adam, which makes the same update
-sooner; what it takes as shipped is the time of some steps as shipped, times their number. Ours is
-trained from the start once for every number of epochs, with the defaults of ``train`` otherwise,
+A tenth of the cells is held out. What the original takes, as shipped and with fused Adam, is its
+start and the time of some steps, times their number; all steps are made once, for the score. Ours
+is trained from the start once for every number of epochs, with the defaults of ``train`` otherwise,
 and its time is all of it: the model made, its start, the training.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 from pathlib import Path
@@ -31,21 +32,15 @@ def independent(train, test) -> float:
     return float((x @ np.log(open_p) + (1 - x) @ np.log1p(-open_p)).mean())
 
 
-def original(train, test, k, steps, timed) -> list[dict]:
-    """The original's score, its time with fused Adam, and as shipped."""
-    start = time.perf_counter()
-    model = peers.OriginalScale(train, k, 0, steps=steps)
-    fused, score = time.perf_counter() - start, float(model.held_out(test, 500).mean())
+def seconds_of_original(train, k, steps, timed, *, fused) -> float:
+    """As if all steps were made, from a few and more."""
     seconds = []
-    for n in (timed // 10, timed):  # their difference has no start in it
+    few = timed // 10
+    for n in (few, timed):  # their difference has no start in it
         start = time.perf_counter()
-        peers.OriginalScale(train, k, 0, steps=n, fused=False)
+        peers.OriginalScale(train, k, 0, steps=n, fused=fused)
         seconds.append(time.perf_counter() - start)
-    shipped = seconds[1] + (seconds[1] - seconds[0]) / (timed - timed // 10) * (steps - timed)
-    return [
-        {"method": "SCALE 1.1.2", "steps": steps, "seconds": shipped, "held_out": score},
-        {"method": "SCALE 1.1.2, fused Adam", "steps": steps, "seconds": fused, "held_out": score},
-    ]
+    return seconds[1] + (seconds[1] - seconds[0]) / (timed - few) * (steps - timed)
 
 
 def ours(train, test, k, epochs, **options) -> dict:
@@ -72,20 +67,25 @@ def main() -> None:
     k = adata.obs[options.label].nunique()
     held_out = np.random.default_rng(0).permutation(adata.n_obs) < adata.n_obs // 10
     train, test = adata[~held_out].copy(), adata[held_out].copy()
+    train.obs["batch"] = pd.Categorical(["a"] * train.n_obs)  # its data set asks for it
     ours(train, test, k, 2)  # kernels are compiled once per machine
-    print("peaks drawn independently:", round(independent(train, test), 1))
-    rows = [
-        {"method": f"pyro_scale {preset}"} | ours(train, test, k, epochs, preset=preset)
-        for preset in ("plain", "default")
-        for epochs in options.epochs
-    ]
-    rows += original(train, test, k, options.steps, options.timed_steps)
+    print("peaks drawn independently:", round(independent(train, test), 1), flush=True)
+    rows = []
+    for preset, epochs in itertools.product(("plain", "default"), options.epochs):
+        row = {"method": f"pyro_scale {preset}"} | ours(train, test, k, epochs, preset=preset)
+        rows.append(row)
+        print(row, flush=True)
+    for name, fused in (("SCALE 1.1.2", False), ("SCALE 1.1.2, fused Adam", True)):
+        seconds = seconds_of_original(train, k, options.steps, options.timed_steps, fused=fused)
+        rows.append({"method": name, "steps": options.steps, "seconds": seconds})
+        print(rows[-1], flush=True)
+    target = float(peers.OriginalScale(train, k, 0, steps=options.steps).held_out(test, 500).mean())
     table = pd.DataFrame(rows)
-    target = table["held_out"].iloc[-1]
-    first = table[(table["held_out"] >= target) & (table["method"] == "pyro_scale plain")].iloc[0]
+    table["held_out"] = table["held_out"].fillna(target)
     table["x_as_shipped"] = table["seconds"].iloc[-2] / table["seconds"]
     table.to_csv(options.output.with_suffix(".csv"), index=False)
     print(table.round(2).to_string(index=False))
+    first = table[(table["held_out"] >= target) & (table["method"] == "pyro_scale plain")].iloc[0]
     print(f"the plain model reaches {target:.1f} in {first['seconds']:.2f} s")
 
 
