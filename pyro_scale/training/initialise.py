@@ -93,7 +93,7 @@ def at_most(max_cells: int, n_cells: int, seed: int) -> NDArray[np.intp]:
 
 
 def lsi_of(
-    counts: Counts, n_directions: int, seed: int, *, n_batches: int = 1, max_cells: int = 10_000
+    counts: Counts, n_directions: int, seed: int, *, n_batches: int = 1, max_cells: int = 20_000
 ) -> Lsi:
     """The directions that the encoder reads: singular vectors of the cells' TF-IDF.
 
@@ -139,17 +139,17 @@ def lsi_of(
 
 
 def _tf_idf(lsi: Lsi, counts: Counts) -> sparse.csr_matrix:
-    """TF-IDF of the cells in double precision, by parts; the peaks' share of it goes to ``lsi``."""
+    """In place of the counts, which are a copy; the peaks' share of it goes to ``lsi``."""
     x = counts.read()
     idf_p = np.log1p(counts.n_cells / np.maximum(x.getnnz(0), 1))
     lsi.idf_p.copy_(torch.from_numpy(idf_p))
-    counts, values = replace(counts, x=x), np.empty(x.nnz)
+    counts = replace(counts, x=x)
     for start in range(0, counts.n_cells, _CHUNK):
         part = slice(start, min(start + _CHUNK, counts.n_cells))
         cells = sparse_cells(counts[part])
         entries = slice(x.indptr[part.start], x.indptr[part.stop])
-        values[entries] = lsi.tf_idf(cells.x_np, cells.depth_n).values().numpy()
-    return sparse.csr_matrix((values, x.indices, x.indptr), x.shape)
+        x.data[entries] = lsi.tf_idf(cells.x_np, cells.depth_n).values().numpy()
+    return x
 
 
 def _peak_bias(vae: MixtureVAE, counts: Counts) -> NDArray[np.float64]:
