@@ -35,10 +35,13 @@ class OnDisk:
     ----------
     source
         A matrix of CSR on disk (:class:`anndata.abc.CSRDataset`).
+
+    Attributes
+    ----------
     rows
-        Which of its rows, in which order; None: all.
+        Which of its rows, in which order; at first all.
     binary
-        Set what is not zero to one as it is read.
+        Set what is not zero to one as it is read; at first not.
 
     Raises
     ------
@@ -46,12 +49,10 @@ class OnDisk:
         If where rows begin and end makes no sense.
     """
 
-    def __init__(
-        self, source: Any, rows: NDArray[np.intp] | None = None, *, binary: bool = False
-    ) -> None:
-        self.binary = binary
+    def __init__(self, source: Any) -> None:
+        self.binary = False
         self.entries, self.indptr = _opened(source)
-        self.rows = np.arange(source.shape[0]) if rows is None else rows
+        self.rows = np.arange(source.shape[0])
         self.n_columns = int(source.shape[1])
 
     @property

@@ -139,7 +139,7 @@ def lsi_of(
 
 
 def _tf_idf(lsi: Lsi, counts: Counts) -> sparse.csr_matrix:
-    """In place of the counts, which are a copy; the peaks' share of it goes to ``lsi``."""
+    """Writes over the matrix of ``counts``: give a copy. The peaks' share of it goes to ``lsi``."""
     x = counts.read()
     idf_p = np.log1p(counts.n_cells / np.maximum(x.getnnz(0), 1))
     lsi.idf_p.copy_(torch.from_numpy(idf_p))
