@@ -23,6 +23,7 @@ __all__ = [
     "check_choice",
     "check_device",
     "check_flag",
+    "check_indices",
     "check_labels",
     "check_number",
     "check_path",
@@ -137,15 +138,29 @@ def check_sound(matrix: Any, where: str) -> None:
     """
     if hasattr(matrix, "dtype") and matrix.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {matrix.dtype}; expected real numbers.")
-    if not hasattr(matrix, "check_format"):
-        return
     try:
-        matrix.check_format(full_check=True)
+        check_indices(matrix)
     except ValueError as error:
         raise DataError(
             f"{where} is a broken sparse matrix ({error}); build it anew from rows, columns and "
             "values."
         ) from error
+
+
+def check_indices(matrix: Any) -> None:
+    """What scipy takes on trust of a sparse matrix, and a damaged file may break.
+
+    ``check_format`` looks at nothing where the last row claims to end at no entry at all.
+
+    Raises
+    ------
+    ValueError
+        If rows overlap, or an index lies outside the matrix.
+    """
+    if hasattr(matrix, "indptr") and (np.diff(matrix.indptr) < 0).any():
+        raise ValueError("a row ends before it begins")
+    if hasattr(matrix, "check_format"):
+        matrix.check_format(full_check=True)
 
 
 def check_array(name: str, value: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:

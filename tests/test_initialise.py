@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_cells, small_lsi, small_scale, small_vae, train
+from scipy.sparse import block_diag
+from scipy.sparse.csgraph import connected_components
 from sklearn.datasets import make_moons
+from sklearn.neighbors import kneighbors_graph
 
 import pyro_scale as ps
 from pyro_scale.data import as_counts, dense_cells
@@ -17,6 +20,7 @@ from pyro_scale.training import (
     components_from_means,
     lsi_of,
 )
+from pyro_scale.training.mixture_start import _joined
 
 
 def dense_tfidf(counts):
@@ -221,6 +225,27 @@ def test_k_is_the_number_of_separated_groups(k):
     )
     chosen = choose_n_components(torch.from_numpy(means), seed=0)
     assert chosen == k
+
+
+def test_pieces_of_the_neighbour_graph_are_joined_by_single_edges():
+    """Else eigenvectors of an eigenvalue that comes several times are missed by some scipy."""
+    rng = np.random.default_rng(0)
+    means = np.repeat(30.0 * np.arange(5)[:, None], 40, axis=0) + rng.normal(size=(200, 2))
+    graph = kneighbors_graph(means, 15, include_self=True)
+    graph = (graph + graph.T) / 2
+    joined = _joined(graph, means)
+    added = (joined - graph).tocoo()
+    assert connected_components(graph)[0] == 5
+    assert connected_components(joined)[0] == 1
+    assert (joined - joined.T).nnz == 0
+    np.testing.assert_array_equal(added.data, 1.0)
+    between = sorted((row // 40, column // 40) for row, column in zip(*added.coords, strict=True))
+    assert between == sorted(
+        (i, i + step) for i in range(5) for step in (-1, 1) if i + step in range(5)
+    )
+    assert (_joined(joined, means) - joined).nnz == 0
+    copies = block_diag([np.ones((20, 20))] * 3).tocsr()  # in one place, in three pieces
+    assert connected_components(_joined(copies, np.zeros((60, 2))))[0] == 1
 
 
 @pytest.mark.parametrize("n_cells", [1, 2, 6])

@@ -16,6 +16,7 @@ import zarr
 from anndata import AnnData
 from anndata.abc import CSRDataset
 
+from pyro_scale.checks import check_indices
 from pyro_scale.data.claims import check_arrays, check_heaps
 from pyro_scale.errors import DataError
 
@@ -57,6 +58,7 @@ def read_10x_h5(path: Path) -> AnnData:
     with warnings.catch_warnings():  # of genes' names, which are not used
         warnings.filterwarnings("ignore", message="Variable names are not unique")
         adata = scanpy.read_10x_h5(path, gex_only=False)
+    check_indices(adata.X)  # which scanpy does not
     adata.var_names = adata.var["gene_ids"].rename(None)
     return only_peaks(adata, path)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, lil_matrix
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans, SpectralClustering
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
@@ -197,12 +198,30 @@ def _neighbour_clusters(means: NDArray[np.float64], k: int, seed: int) -> NDArra
     """
     if k > 1 and len(means) >= 5 * k and len(means) > _NEIGHBOURS:
         graph = kneighbors_graph(means, _NEIGHBOURS, include_self=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Graph is not fully connected")
-            labels: NDArray[np.intp] = SpectralClustering(
-                k, affinity="precomputed", assign_labels="discretize", random_state=seed
-            ).fit_predict((graph + graph.T) / 2)
+        labels: NDArray[np.intp] = SpectralClustering(
+            k, affinity="precomputed", assign_labels="discretize", random_state=seed
+        ).fit_predict(_joined((graph + graph.T) / 2, means))
         if len(np.unique(labels)) == k:
             return labels
     labels = KMeans(k, n_init=20, random_state=seed).fit(means).labels_
     return labels
+
+
+def _joined(graph: csr_matrix, means: NDArray[np.float64]) -> csr_matrix:
+    """A graph of one piece: its pieces linked by single edges along their shortest spanning tree.
+
+    Pieces that nothing links share the eigenvalue one, and ARPACK may miss eigenvectors of an
+    eigenvalue that comes several times (scipy before 1.17 does).
+    """
+    n_pieces, piece_n = connected_components(graph, directed=False)
+    cells = [np.flatnonzero(piece_n == piece) for piece in range(n_pieces)]
+    centres = np.stack([means[each].mean(0) for each in cells])
+    tree = minimum_spanning_tree(1 + cdist(centres, centres)).tocoo()  # zero would be no edge
+    link = lil_matrix(graph.shape)
+    for one, other in zip(tree.row, tree.col, strict=True):
+        nearest = [
+            cells[here][cdist(means[cells[here]], centres[[there]]).argmin()]
+            for here, there in ((one, other), (other, one))
+        ]
+        link[nearest[0], nearest[1]] = link[nearest[1], nearest[0]] = 1.0
+    return csr_matrix(graph + link)
