@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import sparse as sp
 
-from pyro_scale.kernels import parallel
+from pyro_scale.kernels import parallel, peak_rows
 from pyro_scale.kernels.compiling import compiled
 from pyro_scale.programs import over_peaks
 from pyro_scale.programs import sparse as ops
@@ -107,6 +107,29 @@ def test_a_step_without_a_use_changes_nothing_and_dense_cells_are_refused():
     assert torch.equal(layer.weight_ph, before)
     with pytest.raises(TypeError, match="sparse"):
         layer(torch.ones(2, 5))
+
+
+@pytest.mark.parametrize(("n_peaks", "density"), [(3, 0.7), (500, 0.05), (500, 0.0)])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_open_peaks_of_cells_are_the_transposed_matrix(n_peaks, density, ordered):
+    rng = np.random.default_rng(0)
+    x = sp.random(40, n_peaks, density, "csr", np.float32, rng)
+    x.data[::3] = 0  # stored, and hidden
+    wanted = x.T.tocsr()
+    wanted.eliminate_zeros()
+    wanted.sort_indices()
+    if not ordered:
+        for n in range(40):
+            turned = slice(x.indptr[n], x.indptr[n + 1])
+            x.indices[turned], x.data[turned] = x.indices[turned][::-1], x.data[turned][::-1]
+    before = x.copy()
+    found = peak_rows.OpenPeaks.of(x)
+    sizes = np.diff(wanted.indptr)
+    np.testing.assert_array_equal(found.peak, np.flatnonzero(sizes))
+    np.testing.assert_array_equal(np.diff(found.start), sizes[found.peak])
+    np.testing.assert_array_equal(found.cell, wanted.indices)
+    np.testing.assert_array_equal(found.value, wanted.data)
+    np.testing.assert_array_equal(x.indices, before.indices)
 
 
 def test_what_kernels_do_does_not_depend_on_the_number_of_threads(cells):

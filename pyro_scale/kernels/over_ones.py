@@ -15,7 +15,7 @@ from scipy import sparse
 from pyro_scale.kernels.compiling import compiled
 from pyro_scale.kernels.parallel import N_PARTS, in_parallel, parts
 
-__all__ = ["gradients", "in_order", "transposed_product", "weighted_sums"]
+__all__ = ["first_at", "gradients", "in_order", "transposed_product", "weighted_sums"]
 
 _FLAGS = {"contract", "reassoc"}  # sums in any order
 _njit, _inline = compiled(_FLAGS), compiled(_FLAGS, inline=True)
@@ -37,7 +37,8 @@ def in_order(x: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 @_inline
-def _first_at(indices, begin, end, peak):  # type: ignore[no-untyped-def]
+def first_at(indices, begin, end, peak):  # type: ignore[no-untyped-def]
+    """Where, from ``begin`` to ``end``, ``peak`` or a later one first stands."""
     while begin < end:
         middle = (begin + end) // 2
         if indices[middle] < peak:
@@ -52,7 +53,7 @@ def _weighted_sums(indptr, indices, data, h_nr, w_pr, b_p, first, last, out_n): 
     n_inputs = h_nr.shape[1]
     for n in range(len(h_nr)):
         total, h_r, row_end = 0.0, h_nr[n], indptr[n + 1]
-        e = _first_at(indices, indptr[n], row_end, first)
+        e = first_at(indices, indptr[n], row_end, first)
         while e < row_end and indices[e] < last:
             w_r, eta = w_pr[indices[e]], b_p[indices[e]]
             for r in range(n_inputs):
@@ -71,7 +72,7 @@ def _gradients(  # type: ignore[no-untyped-def]
     for n in range(len(h_nr)):
         h_r, row_end = h_nr[n], indptr[n + 1]
         to_r[:] = 0
-        e = _first_at(indices, indptr[n], row_end, first)
+        e = first_at(indices, indptr[n], row_end, first)
         while e < row_end and indices[e] < last:
             p = indices[e]
             w_r, grad_r, slope = w_pr[p], grad_pr[p], data[e] * grad_n[n]
@@ -88,7 +89,7 @@ def _gradients(  # type: ignore[no-untyped-def]
 def _transposed_product(indptr, indices, data, grad_nh, first, last, out_ph):  # type: ignore[no-untyped-def]
     for n in range(len(indptr) - 1):
         from_h, row_end = grad_nh[n], indptr[n + 1]
-        e = _first_at(indices, indptr[n], row_end, first)
+        e = first_at(indices, indptr[n], row_end, first)
         while e < row_end and indices[e] < last:
             x, out_h = data[e], out_ph[indices[e]]
             for h in range(out_ph.shape[1]):

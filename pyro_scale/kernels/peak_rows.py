@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from pyro_scale.kernels.compiling import compiled
+from pyro_scale.kernels.over_ones import first_at, in_order
 from pyro_scale.kernels.parallel import N_PARTS, in_parallel, parts
 
 __all__ = ["Behind", "OpenPeaks", "Rows", "Taken", "norm", "pay", "product"]
@@ -45,8 +46,18 @@ class OpenPeaks(NamedTuple):
     @classmethod
     def of(cls, x: sparse.csr_matrix) -> OpenPeaks:
         """Those of a matrix of cells x peaks."""
-        peak, start, cell, value = _open_peaks(x.indptr, x.indices, x.data, x.shape[1])
-        return cls(peak, start, cell, value, x.shape[0])
+        n_cells, n_peaks = x.shape
+        x = in_order(x)
+        rows, ranges = (x.indptr, x.indices, x.data), parts(n_peaks)
+        count_p = np.zeros(n_peaks, np.int64)
+        in_parallel(_count, [(*rows, *peaks, count_p) for peaks in ranges])
+        end_p = count_p.cumsum()
+        at_p, n_entries = end_p - count_p, end_p[-1]
+        peak = np.flatnonzero(count_p)
+        start = np.append(at_p[peak], n_entries)
+        cell, value = np.empty(n_entries, np.int32), np.empty(n_entries, x.data.dtype)
+        in_parallel(_turn, [(*rows, *peaks, at_p, cell, value) for peaks in ranges])
+        return cls(peak, start, cell, value, n_cells)
 
 
 class Taken(NamedTuple):
@@ -101,29 +112,25 @@ class Rows(NamedTuple):
 
 
 @_njit
-def _open_peaks(indptr, indices, data, n_peaks):  # type: ignore[no-untyped-def]
-    count = np.zeros(n_peaks, np.int64)
-    for e in range(len(indices)):
-        if data[e] != 0:
-            count[indices[e]] += 1
-    n_open = 0
-    for p in range(n_peaks):
-        n_open += count[p] > 0
-    peak, start = np.empty(n_open, np.int64), np.zeros(n_open + 1, np.int64)
-    t = 0
-    for p in range(n_peaks):
-        if count[p] > 0:
-            peak[t], start[t + 1] = p, start[t] + count[p]
-            count[p] = start[t]  # from here on: where its next entry goes
-            t += 1
-    cell, value = np.empty(start[n_open], np.int32), np.empty(start[n_open], data.dtype)
+def _count(indptr, indices, data, first, last, count_p):  # type: ignore[no-untyped-def]
     for n in range(len(indptr) - 1):
-        for e in range(indptr[n], indptr[n + 1]):
+        e = first_at(indices, indptr[n], indptr[n + 1], first)
+        while e < indptr[n + 1] and indices[e] < last:
+            count_p[indices[e]] += data[e] != 0
+            e += 1
+
+
+@_njit
+def _turn(indptr, indices, data, first, last, at_p, cell, value):  # type: ignore[no-untyped-def]
+    """Entries by peak; ``at_p`` is where a peak's next goes."""
+    for n in range(len(indptr) - 1):
+        e = first_at(indices, indptr[n], indptr[n + 1], first)
+        while e < indptr[n + 1] and indices[e] < last:
             if data[e] != 0:
-                p = indices[e]
-                cell[count[p]], value[count[p]] = n, data[e]
-                count[p] += 1
-    return peak, start, cell, value
+                at = at_p[indices[e]]
+                cell[at], value[at] = n, data[e]
+                at_p[indices[e]] = at + 1
+            e += 1
 
 
 @_njit
