@@ -30,6 +30,7 @@ __all__ = [
     "check_seed",
     "check_sound",
     "check_whole",
+    "named_layers",
 ]
 
 
@@ -145,6 +146,11 @@ def check_sound(matrix: Any, where: str) -> None:
             f"{where} is a broken sparse matrix ({error}); build it anew from rows, columns and "
             "values."
         ) from error
+
+
+def named_layers(adata: AnnData) -> dict[str, Any]:
+    """The layers, without the one named None: from anndata 0.13 on, that is X once more."""
+    return {name: layer for name, layer in adata.layers.items() if name is not None}
 
 
 def check_indices(matrix: Any) -> None:

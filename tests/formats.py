@@ -2,6 +2,7 @@
 
 import gzip
 import warnings
+from contextlib import nullcontext
 
 import anndata as ad
 import h5py
@@ -62,7 +63,8 @@ def write_h5mu(cells, path, modalities=("atac",)):
     parts = {name: cells.copy() for name in modalities}
     for name in set(parts) - set(modalities[-1:]):
         parts[name].var_names = [f"{name}_{number}" for number in range(cells.n_vars)]
-    with mudata.set_options(pull_on_update=False):
+    before_0_4 = hasattr(mudata, "set_options")
+    with mudata.set_options(pull_on_update=False) if before_0_4 else nullcontext():
         mudata.MuData(parts).write(path)
     return path
 
@@ -75,9 +77,11 @@ def write_table(cells, path, sep=",", rows="peaks"):
 
 def write_zarr(cells, path, version=3):
     settings = {"zarr_write_format": version, "auto_shard_zarr_v3": False}
-    with ad.settings.override(**settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(Consolidated metadata|Writing zarr v2)")
-        cells.write_zarr(path)
+    expected = "(Consolidated metadata|Writing zarr v2|This setting will be removed)"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=expected)
+        with ad.settings.override(**settings):
+            cells.write_zarr(path)
     return path
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import pyro_scale as ps
+from pyro_scale.checks import named_layers
 from pyro_scale.data import as_counts, dense_cells, loader
 
 
@@ -173,7 +174,7 @@ def fingerprint(adata):
 
     return (
         of(adata.X),
-        {name: of(layer) for name, layer in adata.layers.items()},
+        {name: of(layer) for name, layer in named_layers(adata).items()},
         adata.obs.to_csv(),
         adata.var.to_csv(),
         pickle.dumps(dict(adata.uns)),

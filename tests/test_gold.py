@@ -115,7 +115,7 @@ def test_agreement_is_the_distance_to_q(model, result):
     assert table.index.equals(result.cells)
     some = model.get_responsibilities(n_samples=2000)
     order = model.counts().obs_names.get_indexer(result.cells)
-    tv = 0.5 * np.abs(some[order] - result.gamma).sum(1)
+    tv = 0.5 * np.abs(some[order] - result.gamma).sum(axis=1)
     assert (np.abs(table["tv"] - tv) < 0.05).all()
     loc = model.get_latent_representation()[order]
     away = np.abs(loc - result.z.mean((0, 1))) / result.z.std((0, 1))
@@ -128,8 +128,8 @@ def test_agreement_is_the_distance_to_q(model, result):
     assert (agreement(result, moved)["z_difference"] > table["z_difference"] + 1).all()
     # The exact posterior as q would be within noise: p(c|x) of the grid is.
     exact_nk = on_a_grid(model, model.counts()[order])[2]
-    tv = 0.5 * np.abs(result.gamma - exact_nk).sum(1)
-    assert (tv < CRITICAL * 0.5 * result.gamma_error.sum(1)).all()
+    tv = 0.5 * np.abs(result.gamma - exact_nk).sum(axis=1)
+    assert (tv < CRITICAL * 0.5 * result.gamma_error.sum(axis=1)).all()
 
 
 def test_seeds_reproduce_and_nothing_of_the_caller_changes(model):

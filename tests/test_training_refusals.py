@@ -104,7 +104,7 @@ def test_processes_that_keep_what_they_learnt_are_refused(cells, strategy):
 
 def test_a_device_that_there_is_not_leaves_the_model_to_be_asked(cells):
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("there is a CUDA device, so it is not refused")
     refused(small_scale(cells), "accelerator='gpu'", 2, accelerator="gpu")
 
 

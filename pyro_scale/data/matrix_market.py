@@ -151,7 +151,7 @@ def _check_body(path: Path, n_entries: int, layout: str, field: str) -> None:
 
 def _matrix(path: Path) -> sparse.csr_matrix:
     warn_of_cut(path)
-    x = io.mmread(str(path))
+    x = io.mmread(str(path), spmatrix=True)
     if np.iscomplexobj(x):
         raise DataError(f"{path} holds complex numbers; expected counts or 0/1.")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, refused later

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_scale.checks import check_adata, check_labels, check_sound
+from pyro_scale.checks import check_adata, check_labels, check_sound, named_layers
 from pyro_scale.errors import DataError
 
 __all__ = ["match_peaks"]
@@ -72,7 +72,10 @@ def match_peaks(adata: AnnData, peak_names: pd.Index | list[str]) -> AnnData:
         )
     if n_unknown:
         logger.info("%d of %d peaks are not the model's and left out.", n_unknown, adata.n_vars)
-    for where, x in (("X", adata.X), *((f"layers[{k!r}]", x) for k, x in adata.layers.items())):
+    for where, x in (
+        ("X", adata.X),
+        *((f"layers[{k!r}]", x) for k, x in named_layers(adata).items()),
+    ):
         check_sound(x, where)
     part = adata[:, at[found]]
     part = part.to_memory() if part.isbacked else part
@@ -89,5 +92,5 @@ def match_peaks(adata: AnnData, peak_names: pd.Index | list[str]) -> AnnData:
         obs=part.obs.copy(),
         var=var,
         obsm={key: value.copy() for key, value in part.obsm.items()},
-        layers={key: spread(value) for key, value in part.layers.items()},
+        layers={key: spread(value) for key, value in named_layers(part).items()},
     )

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_scale.checks import check_flag, check_indices, check_path
+from pyro_scale.checks import check_flag, check_indices, check_path, named_layers
 from pyro_scale.data.containers import read_10x_h5, read_h5ad, read_h5mu, read_zarr
 from pyro_scale.data.join import concatenate, names_of_files
 from pyro_scale.data.matrix_market import read_matrix_market
@@ -184,7 +184,7 @@ def _tidy(adata: AnnData, path: Path) -> None:
         pd.Index(names.astype(str), dtype=object) for names in (adata.obs_names, adata.var_names)
     )
     x: Any = adata.X
-    for matrix in (x, *adata.layers.values()):
+    for matrix in (x, *named_layers(adata).values()):
         check_indices(matrix)
     if x is None:
         return

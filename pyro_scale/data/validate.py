@@ -15,7 +15,7 @@ from anndata.abc import CSRDataset
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pyro_scale.checks import check_adata, check_flag, check_labels, check_sound
+from pyro_scale.checks import check_adata, check_flag, check_labels, check_sound, named_layers
 from pyro_scale.data.on_disk import OnDisk, as_csr
 from pyro_scale.data.tables import looks_like_peaks
 from pyro_scale.errors import DataError
@@ -222,13 +222,13 @@ def _choose(adata: AnnData, layer: str | None) -> Any:
         if adata.X is None:
             raise DataError(
                 "adata.X is empty; name the layer that holds the accessibility with layer=. "
-                f"The layers are: {', '.join(adata.layers) or 'none'}."
+                f"The layers are: {', '.join(named_layers(adata)) or 'none'}."
             )
         return adata.X
     if layer not in adata.layers:
         raise DataError(
             f"layer={layer!r} is not in adata.layers; the layers are: "
-            f"{', '.join(adata.layers) or 'none'} (leave layer out to use adata.X)."
+            f"{', '.join(named_layers(adata)) or 'none'} (leave layer out to use adata.X)."
         )
     return adata.layers[layer]
 

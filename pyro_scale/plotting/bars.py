@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
@@ -43,10 +44,10 @@ def tighten(figure: Figure) -> None:
 
 def image(ax: Axes, values: NDArray[np.floating], low: float, high: float, cmap: str) -> AxesImage:
     """A heat map without ticks; a bitmap in vector files too."""
+    colours = mpl.colormaps[cmap].with_extremes(bad="0.85")
     shown = ax.imshow(
-        values, aspect="auto", interpolation="nearest", cmap=cmap, vmin=low, vmax=high
+        values, aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=high
     )
-    shown.cmap.set_bad("0.85")
     _bare(ax)
     return shown
 

@@ -12,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from pyro_scale.checks import named_layers
 from pyro_scale.errors import DataError
 from pyro_scale.plotting.style import MISSING, colour
 
@@ -142,7 +143,8 @@ def matrix_of(adata: AnnData, layer: str | None, hint: str = "") -> Any:
         return adata.X
     if layer not in adata.layers:
         raise DataError(
-            f"layer={layer!r} is not in adata.layers; it has {_listed(list(adata.layers))}.{hint}"
+            f"layer={layer!r} is not in adata.layers; it has "
+            f"{_listed(list(named_layers(adata)))}.{hint}"
         )
     return adata.layers[layer]
 
