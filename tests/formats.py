@@ -77,7 +77,7 @@ def write_table(cells, path, sep=",", rows="peaks"):
 
 def write_zarr(cells, path, version=3):
     settings = {"zarr_write_format": version, "auto_shard_zarr_v3": False}
-    expected = "(Consolidated metadata|Writing zarr v2|This setting will be removed)"
+    expected = "(Consolidated metadata|Writing zarr v2|This setting will be|zarr v3 will become)"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=expected)
         with ad.settings.override(**settings):

@@ -26,7 +26,7 @@ def test_confusion_matrix_counts_and_matches():
     axes = ps.pl.confusion_matrix(labels, clusters)
     matched = count[[1, 0, 7, 3]]  # 3 is left over
     assert ticks(axes) == ["1", "0", "7", "3"]
-    expected = 100 * matched.div(matched.sum(1), axis=0)
+    expected = 100 * matched.div(matched.sum(axis=1), axis=0)
     np.testing.assert_allclose(axes.images[0].get_array(), expected)
     assert [text.get_text() for text in axes.texts] == ["83", "17", "75", "25", "100"]
     axes = ps.pl.confusion_matrix(labels, clusters, normalize="clusters")

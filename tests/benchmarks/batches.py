@@ -20,10 +20,12 @@ import pyro_scale as ps
 from pyro_scale.analysis import cluster_scores
 
 
-def measure(preset: str, batch: int, seed: int, cells: int, peaks: int) -> dict[str, float]:
+def measure(
+    preset: str, batch: int, seed: int, cells: int, peaks: int, fold: float
+) -> dict[str, float]:
     """Adjusted Rand index of the mixture, log p(x) of cells held out, seconds."""
     adata = ps.simulate(
-        n_cells=cells, n_peaks=peaks, n_clusters=8, marker_fraction=0.1, fold=3.0, seed=seed
+        n_cells=cells, n_peaks=peaks, n_clusters=8, marker_fraction=0.1, fold=fold, seed=seed
     )
     held_out = np.arange(cells) % 10 == 0
     model = ps.SCALE(adata[~held_out].copy(), 8, preset=preset, seed=seed)
@@ -44,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", type=int, default=15_000)
     parser.add_argument("--peaks", type=int, default=10_000)
+    parser.add_argument("--fold", type=float, default=4.0, help="markers over others")
     parser.add_argument("--batch", nargs="+", type=int, default=[128, 512])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
@@ -52,7 +55,7 @@ def main() -> None:
         options.seeds, ("default", "plain"), options.batch
     ):
         keys = {"preset": preset, "batch": batch, "seed": seed}
-        rows.append(keys | measure(preset, batch, seed, options.cells, options.peaks))
+        rows.append(keys | measure(preset, batch, seed, options.cells, options.peaks, options.fold))
         print(rows[-1], flush=True)
     table = pd.DataFrame(rows).drop(columns="seed").groupby(["preset", "batch"])
     print(table.agg(["mean", "std"]).round(3).to_string())
