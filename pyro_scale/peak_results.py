@@ -116,7 +116,7 @@ class PeakResults(BoundResults):
         fdr_target
             Expected share of false discoveries among ``is_da_fdr``.
         n_samples, seed
-            Number of pairs that are drawn.
+            Number of pairs that are drawn, at most a million.
 
         Returns
         -------
@@ -145,7 +145,7 @@ class PeakResults(BoundResults):
         checks.check_choice("mode", mode, get_args(Mode))
         checks.check_number("delta", delta, least=0)
         checks.check_number("fdr_target", fdr_target, least=0, most=1)
-        checks.check_whole("n_samples", n_samples, most=10**7)
+        checks.check_whole("n_samples", n_samples, most=10**6)
         checks.check_seed(seed)
         if idx1 is not None:
             pairs = [groups.by_position(counts, idx1, idx2)]

@@ -217,6 +217,7 @@ def test_groups_by_name_by_mask_and_by_position_are_the_same(bernoulli, adata):
         ({"idx1": [1], "idx2": ["a"]}, "idx2 has shape"),
         ({"mode": "both"}, "mode='both' is not known"),
         ({"n_samples": 0}, "n_samples=0 must be"),
+        ({"n_samples": 10**7}, "n_samples=10000000 must be at most 1000000"),
     ],
 )
 def test_groups_that_cannot_be_compared(bernoulli, adata, options, words):
