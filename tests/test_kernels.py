@@ -17,12 +17,12 @@ from pyro_scale.training.peak_adam import PeakAdam
 @pytest.mark.parametrize("clip", [1e6, 0.5])
 @pytest.mark.parametrize("density", [0.3, 0.02])
 @pytest.mark.parametrize("settled", [None, 7])
-@pytest.mark.parametrize("kept", [4096, 50])
+@pytest.mark.parametrize("kept", [4096, 100, 50])
 def test_adam_on_open_peaks_alone_is_adam(density, clip, settled, kept, monkeypatch):
     """Two uses in one step, as in SCALE's auxiliary program; clipped by its norm or not.
 
     At 2 % most rows are closed for many steps; where epsilon is nothing, nothing differs. Where the
-    gradients of 50 cells are kept, rows take theirs every four steps at the latest.
+    gradients of 50 or 100 cells are kept, those of the last one or two steps stay when it is full.
     """
     monkeypatch.setattr("pyro_scale.training.peak_adam._KEPT", kept)
     few, whole = PeakLinear(40, 4).double(), PeakLinear(40, 4).double()

@@ -182,8 +182,7 @@ class PeakAdam(torch.optim.Optimizer):
             return
         x, grad_nh = factors
         if self._taken.n_rows + x.n_cells > _KEPT:
-            self._pay(np.flatnonzero(self._start_p < self._stop_p))
-            self._taken.clear()
+            self._make_room(max(0, min(_KEPT // 4, _KEPT - x.n_cells)))
         self._pay(x.peak[self._last_p[x.peak] < self._steps.shape[1] - 1])
         first = self._taken.append(x, (scale * grad_nh).numpy())
         self._start_p[x.peak], self._stop_p[x.peak] = first + x.start[:-1], first + x.start[1:]
@@ -202,6 +201,17 @@ class PeakAdam(torch.optim.Optimizer):
         if len(peak):
             self._read(peak, lambda *given: peak_rows.pay(peak, *given))
 
+    def _make_room(self, n_cells: int) -> None:
+        """Keep the gradients of the last so many cells; rows that wait for older ones take them.
+
+        Those are few: nearly every peak is open in some cell of the last minibatches.
+        """
+        older = self._taken.before_the_last(n_cells)
+        self._pay(np.flatnonzero((self._start_p < self._stop_p) & (self._start_p < older)))
+        self._taken.drop(older)
+        self._start_p -= older
+        self._stop_p -= older
+
     @torch.no_grad()
     def settle(self) -> None:
         """Bring every row up to date."""
@@ -215,12 +225,31 @@ class _Taken:
 
     def __init__(self, n_hidden: int, dtype: np.dtype[Any]) -> None:
         self.n_rows = self.n_entries = 0
+        self._starts: list[tuple[int, int]] = []  # of each step: its first row and entry
         self._cell, self._value = np.empty(0, np.int32), np.empty(0, dtype)
         self._grad_rh = np.empty((0, n_hidden), dtype)
 
     def clear(self) -> None:
         """Every row has taken its gradient."""
         self.n_rows = self.n_entries = 0
+        self._starts.clear()
+
+    def before_the_last(self, n_rows: int) -> int:
+        """How many entries are of steps before the last so many rows."""
+        kept = (entry for row, entry in self._starts if row >= self.n_rows - n_rows)
+        return next(kept, self.n_entries)
+
+    def drop(self, n_entries: int) -> None:
+        """The first steps', which have so many entries."""
+        steps = [step for step in self._starts if step[1] >= n_entries]
+        n_rows = steps[0][0] if steps else self.n_rows
+        for kept in (self._cell, self._value):
+            kept[: self.n_entries - n_entries] = kept[n_entries : self.n_entries]
+        self._grad_rh[: self.n_rows - n_rows] = self._grad_rh[n_rows : self.n_rows]
+        self.n_entries -= n_entries
+        self.n_rows -= n_rows
+        self._cell[: self.n_entries] -= n_rows
+        self._starts = [(row - n_rows, entry - n_entries) for row, entry in steps]
 
     def append(self, x: OpenPeaks, grad_nh: NDArray[Any]) -> int:
         """Keep a step's; where its entries start."""
@@ -230,6 +259,7 @@ class _Taken:
         self._grad_rh = _with_room(self._grad_rh, rows)
         self._cell[entries], self._value[entries] = x.cell + rows.start, x.value
         self._grad_rh[rows] = grad_nh
+        self._starts.append((rows.start, entries.start))
         self.n_entries, self.n_rows = entries.stop, rows.stop
         return entries.start
 
