@@ -23,17 +23,18 @@ _Array = NDArray[Any]
 
 
 @_njit
-def _in_order(indptr, indices):  # type: ignore[no-untyped-def]
-    for n in range(len(indptr) - 1):
+def _out_of_order(indptr, indices, first, last, found):  # type: ignore[no-untyped-def]
+    for n in range(first, last):
         for e in range(indptr[n] + 1, indptr[n + 1]):
-            if indices[e - 1] > indices[e]:
-                return False
-    return True
+            found[0] |= indices[e - 1] > indices[e]
 
 
 def in_order(x: sparse.csr_matrix) -> sparse.csr_matrix:
     """The matrix, or a copy whose rows' indices ascend."""
-    return x if _in_order(x.indptr, x.indices) else x.sorted_indices()
+    found = np.zeros((N_PARTS, 1), bool)
+    cells = zip(parts(x.shape[0]), found, strict=True)
+    in_parallel(_out_of_order, [(x.indptr, x.indices, *part, here) for part, here in cells])
+    return x.sorted_indices() if found.any() else x
 
 
 @_inline

@@ -74,7 +74,7 @@ class Cells(NamedTuple):
         if not self.is_sparse:
             return self._replace(seen_np=factor * self.x_np * (torch.rand_like(self.x_np) >= share))
         ones = self.x_np.values()
-        seen = factor * ones * (torch.rand_like(ones) >= share)
+        seen = torch.rand_like(ones).ge_(share).mul_(ones).mul_(factor)
         return self._replace(seen_np=with_values(self.x_np, seen))
 
     def dense(self) -> Cells:
