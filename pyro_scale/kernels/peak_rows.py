@@ -56,7 +56,7 @@ class OpenPeaks(NamedTuple):
         peak = np.flatnonzero(count_p)
         start = np.append(at_p[peak], n_entries)
         cell, value = np.empty(n_entries, np.int32), np.empty(n_entries, x.data.dtype)
-        in_parallel(_turn, [(*rows, *peaks, at_p, cell, value) for peaks in ranges])
+        in_parallel(_by_peak, [(*rows, *peaks, at_p, cell, value) for peaks in ranges])
         return cls(peak, start, cell, value, n_cells)
 
 
@@ -121,8 +121,8 @@ def _count(indptr, indices, data, first, last, count_p):  # type: ignore[no-unty
 
 
 @_njit
-def _turn(indptr, indices, data, first, last, at_p, cell, value):  # type: ignore[no-untyped-def]
-    """Entries by peak; ``at_p`` is where a peak's next goes."""
+def _by_peak(indptr, indices, data, first, last, at_p, cell, value):  # type: ignore[no-untyped-def]
+    """Put entries in order of their peaks; ``at_p`` is where a peak's next goes."""
     for n in range(len(indptr) - 1):
         e = first_at(indices, indptr[n], indptr[n + 1], first)
         while e < indptr[n + 1] and indices[e] < last:

@@ -214,6 +214,8 @@ def _joined(graph: csr_matrix, means: NDArray[np.float64]) -> csr_matrix:
     eigenvalue that comes several times (scipy before 1.17 does).
     """
     n_pieces, piece_n = connected_components(graph, directed=False)
+    if n_pieces == 1:
+        return csr_matrix(graph)
     cells = [np.flatnonzero(piece_n == piece) for piece in range(n_pieces)]
     centres = np.stack([means[each].mean(0) for each in cells])
     tree = minimum_spanning_tree(1 + cdist(centres, centres)).tocoo()  # zero would be no edge

@@ -204,7 +204,7 @@ class PeakAdam(torch.optim.Optimizer):
     def _make_room(self, n_cells: int) -> None:
         """Keep the gradients of the last so many cells; rows that wait for older ones take them.
 
-        Those are few: nearly every peak is open in some cell of the last minibatches.
+        Those are few where the last minibatches open nearly every peak: no pass over all rows.
         """
         older = self._taken.before_the_last(n_cells)
         self._pay(np.flatnonzero((self._start_p < self._stop_p) & (self._start_p < older)))
