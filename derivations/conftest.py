@@ -1,4 +1,4 @@
-"""Every derivation is checked in float64, from a fixed seed, without side effects."""
+"""Fixtures of the derivation tests: float64, a fixed seed, and random models."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from oracle_batches import BATCHES, batch
 
 @pytest.fixture(autouse=True)
 def float64_from_a_seed() -> Iterator[None]:
-    """float64 while a test runs; Pyro's parameter store must be left as it was found."""
+    """Run each test in float64 from a fixed seed; assert that Pyro's store is unchanged."""
     dtype, stored = torch.get_default_dtype(), set(pyro.get_param_store().keys())
     torch.set_default_dtype(torch.float64)
     pyro.set_rng_seed(0)
@@ -23,5 +23,5 @@ def float64_from_a_seed() -> Iterator[None]:
 
 @pytest.fixture(params=BATCHES, ids=lambda kd: f"K{kd[0]},D{kd[1]}")
 def models(request: pytest.FixtureRequest) -> Models:
-    """Random models, all of whose gaps exceed 0.01 nat."""
+    """Return random models, all four of whose gaps exceed 0.01 nat."""
     return batch(*request.param)

@@ -1,11 +1,11 @@
-r"""Brute force: the definitions, evaluated without any of the code under test.
+r"""Brute-force evaluation of the definitions, without any of the code under test.
 
-A batch of ``n`` toy models of one cell each, in NumPy. Expectations over z are sums over a grid,
-expectations over c are Python loops. Nothing here uses ``pyro_scale``, except that
-:meth:`Models.point` hands a model to it.
+:class:`Models` is a batch of ``n`` toy models of one cell each, in NumPy. Expectations over z are
+sums over a grid, expectations over c are Python loops. Nothing here uses ``pyro_scale``, except
+:meth:`Models.point`, which converts the models to the input of the closed forms.
 
 The trapezoid rule converges geometrically for analytic integrands that vanish at both ends.
-Every integral is done twice, the second time with half the step, and the two must agree.
+Every expectation is computed twice, the second time with half the step, and the two must agree.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ import torch
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from pyro_scale.objectives import Point, terms
+from pyro_scale.objectives import EvaluationPoint, terms
 
 Array = NDArray[np.float64]
-REACH = 9.0  # half width of a grid in standard deviations: the tail is below 1e-18
-DOUBLING = 1e-11  # what halving the step may change, times the mean absolute integrand if over 1
-NODES = {1: 301, 2: 121}  # per dimension, before halving, under q(z|x)
+REACH = 9.0  # half width of a grid in standard deviations; the tail beyond it is below 1e-18
+# Largest change when the step is halved, times the mean absolute integrand where that exceeds 1.
+DOUBLING = 1e-11
+NODES = {1: 301, 2: 121}  # D -> nodes per dimension of the coarser grid under q(z|x)
 
 
 def log_normal(x: Array, loc: Array, sd: Array) -> Array:
-    """log N(x; loc, sd^2), elementwise (chapter 1 compares it with scipy's)."""
+    """Return log N(x; loc, sd^2), elementwise (D01.1 compares it with scipy's)."""
     return -0.5 * ((x - loc) / sd) ** 2 - np.log(sd) - np.log(2 * np.pi) / 2
 
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """n models of one cell each: prior, decoder, cell x, and q(z|x) = N(m, diag(s2))."""
+    """Prior, decoder, cell x and q(z|x) = N(m, diag(s2)) of n models of one cell each."""
 
     pi_nk: Array
     mu_nkd: Array
@@ -52,29 +53,29 @@ class Models:
 
     @property
     def k(self) -> int:
-        """K, the number of components."""
+        """Number of components K."""
         return self.pi_nk.shape[1]
 
     @property
     def d(self) -> int:
-        """D, the latent dimension."""
+        """Number of latent dimensions D."""
         return self.m_nd.shape[1]
 
     def change(self, **fields: Array) -> Models:
-        """The same models with some fields replaced."""
+        """Return the same models with some fields replaced."""
         return Models(**(self.__dict__ | fields))
 
     def select(self, keep_n: NDArray[np.bool_]) -> Models:
-        """The models where ``keep_n`` holds."""
+        """Return the models for which ``keep_n`` is True."""
         arrays = {key: value[keep_n] for key, value in vars(self).items() if key != "likelihood"}
         return Models(**arrays, likelihood=self.likelihood)
 
     def at(self, z_snd: Array) -> At:
-        """The densities at z."""
+        """Return the densities at z, ``(s, n, d)``."""
         return At(self, z_snd)
 
-    def point(self, z_snd: Array) -> Point:
-        """The same for the code under test, which takes a prior per cell by broadcasting."""
+    def point(self, z_snd: Array) -> EvaluationPoint:
+        """Return the input of the closed forms at z; they broadcast over a prior per cell."""
         fields = [self.m_nd, self.s2_nd, np.log(self.pi_nk), self.mu_nkd, self.var_nkd]
         eta_snp, x_np = torch.tensor(self.at(z_snd).eta_snp), torch.tensor(self.x_np)
         if self.likelihood == "bernoulli":
@@ -82,28 +83,27 @@ class Models:
         else:
             log_rate_snp = eta_snp.log_softmax(-1) + x_np.sum(-1, keepdim=True).log()
             log_lik_sn = terms.poisson_log_lik(log_rate_snp, x_np)
-        return Point(torch.tensor(z_snd), *map(torch.tensor, fields), log_lik_sn)
+        return EvaluationPoint(torch.tensor(z_snd), *map(torch.tensor, fields), log_lik_sn)
 
 
 @dataclass(frozen=True, eq=False)
 class At:
-    """Every density of the models at z, ``(s, n, d)``; each is computed once."""
+    """All densities of the models at z, ``(s, n, d)``; each is computed on first use and cached."""
 
     models: Models
     z_snd: Array
 
     @cached_property
     def eta_snp(self) -> Array:
-        """The decoder's output."""
+        """Output of the decoder, ``(s, n, p)``."""
         return np.einsum("npd,snd->snp", self.models.w_npd, self.z_snd) + self.models.b_np
 
     @cached_property
     def log_lik(self) -> Array:
-        """log p(x|z), ``(s, n)``, a sum over peaks."""
+        """log p(x|z), ``(s, n)``: a sum over peaks."""
         x_np = self.models.x_np
-        if (
-            self.models.likelihood == "bernoulli"
-        ):  # log sigma(l) for a one, log sigma(-l) for a zero
+        if self.models.likelihood == "bernoulli":
+            # log sigmoid(eta) where x = 1, log sigmoid(-eta) where x = 0
             return -np.logaddexp(0, (1 - 2 * x_np) * self.eta_snp).sum(-1)
         rate_snp = x_np.sum(-1, keepdims=True) * special.softmax(self.eta_snp, -1)
         return stats.poisson.logpmf(x_np, rate_snp).sum(-1)
@@ -120,7 +120,7 @@ class At:
 
     @cached_property
     def log_p_z(self) -> Array:
-        """log p(z), ``(s, n)``: the sum over c, done."""
+        """log p(z), ``(s, n)``: the log of the sum over c."""
         total = -np.inf
         for c in range(self.models.k):
             joint = np.log(self.models.pi_nk[:, c]) + self.log_p_z_given_c[..., c]
@@ -129,7 +129,7 @@ class At:
 
     @cached_property
     def log_gamma(self) -> Array:
-        """log p(c|z) by Bayes, ``(s, n, k)``."""
+        """log p(c|z) by Bayes' rule, ``(s, n, k)``."""
         return np.log(self.models.pi_nk) + self.log_p_z_given_c - self.log_p_z[..., None]
 
     @cached_property
@@ -144,7 +144,7 @@ class At:
 
 
 def standard_grid(d: int, nodes: int) -> tuple[Array, Array]:
-    """Trapezoid nodes ``(s, d)`` and weights ``(s,)`` for a standard normal in d dimensions."""
+    """Return trapezoid nodes ``(s, d)`` and weights ``(s,)`` of a d-dimensional standard normal."""
     t, step = np.linspace(-REACH, REACH, nodes, retstep=True)
     t_sd = np.stack(np.meshgrid(*[t] * d), -1).reshape(-1, d)
     return t_sd, (step * stats.norm.pdf(t_sd)).prod(-1)
@@ -152,13 +152,13 @@ def standard_grid(d: int, nodes: int) -> tuple[Array, Array]:
 
 @functools.lru_cache(maxsize=16)
 def grid_under_q(models: Models, nodes: int) -> tuple[At, Array]:
-    """A grid for q(z|x) and its weights; cached, because every expectation asks for it."""
+    """Return a grid for q(z|x) and its weights; cached, because every expectation uses it."""
     t_sd, w_s = standard_grid(models.d, nodes)
     return models.at(models.m_nd + np.sqrt(models.s2_nd) * t_sd[:, None, :]), w_s
 
 
 def mean_under_q(models: Models, f: Callable[[At], Array]) -> Array:
-    """E_q(z|x)[f], f returning ``(s, n, ...)``; checked by halving the step."""
+    """Return E_q(z|x)[f] for an f that returns ``(s, n, ...)``; checked by halving the step."""
     at, w_s = grid_under_q(models, NODES[models.d])
     coarse = np.tensordot(w_s, f(at), 1)
     at, w_s = grid_under_q(models, 2 * NODES[models.d] - 1)
@@ -170,26 +170,33 @@ def mean_under_q(models: Models, f: Callable[[At], Array]) -> Array:
 
 @functools.cache
 def g_bar(models: Models) -> Array:
-    """The averaged responsibilities E_q(z|x)[p(c|z)], ``(n, k)``."""
+    """Return the averaged responsibilities E_q(z|x)[p(c|z)], ``(n, k)``."""
     return mean_under_q(models, lambda at: at.gamma)
 
 
 @functools.cache
 def g_star(models: Models) -> Array:
-    """The normalised geometric mean of p(c|z) under q(z|x), ``(n, k)``."""
+    """Return the normalized geometric mean of p(c|z) under q(z|x), ``(n, k)``."""
     return special.softmax(mean_under_q(models, lambda at: at.log_gamma), -1)
 
 
 def kl(p_k: Array, q_k: Array) -> Array:
-    """KL(p || q) over the last axis, with 0 log 0 = 0."""
+    """Return KL(p || q) over the last axis, with 0 log 0 = 0."""
     return special.rel_entr(p_k, q_k).sum(-1)
 
 
 def five_terms(models: Models, reading: str, g_nk: Array | None = None) -> Array:
-    """The five terms in expectation, ``(5, n)``, ordered as :class:`pyro_scale.objectives.Terms`.
+    """Return the expectations of the five terms of ``ElboTerms``, in its order, ``(5, n)``.
 
-    ``structured`` is q(z|x) p(c|z); ``mean_field`` is q(z|x) g(c); ``scale`` is what SCALE
-    computes: as structured, but log p(z|c) is averaged over a second, independent z.
+    Parameters
+    ----------
+    models
+        The models.
+    reading
+        ``"structured"`` is q(z|x) p(c|z); ``"mean_field"`` is q(z|x) g(c); ``"scale"`` is
+        SCALE's objective: as structured, but log p(z|c) is averaged over an independent z.
+    g_nk
+        g(c), ``(n, k)``, for ``"mean_field"``; None takes the averaged responsibilities.
     """
     rows = np.zeros((5, len(models)))
     rows[0] = mean_under_q(models, lambda at: at.log_lik)

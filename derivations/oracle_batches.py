@@ -1,4 +1,4 @@
-"""Random models, and the ladder of chapter 5 by brute force."""
+"""Random models, and the ladder of bounds (chapter 5) by brute force."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oracle_posterior import log_p_x
 
 
 def random_models(n: int, k: int, d: int, *, seed: int, likelihood: str = "bernoulli") -> Models:
-    """Random models: components that overlap, a q(z|x) that may straddle them."""
+    """Draw n models with overlapping components and a q(z|x) that may lie between them."""
     rng, p = np.random.default_rng(seed), 6
     x_np = rng.integers(0, 2, (n, p)) if likelihood == "bernoulli" else 1 + rng.poisson(2, (n, p))
     return Models(
@@ -27,7 +27,7 @@ def random_models(n: int, k: int, d: int, *, seed: int, likelihood: str = "berno
 
 
 def ladder(models: Models) -> Array:
-    """log p(x), L_str, L_mf(g*), L_mf(gbar), E[L_scale]: ``(5, n)``."""
+    """Return log p(x), L_str, L_mf(g*), L_mf(gbar) and E[L_scale], ``(5, n)``."""
     rungs = [
         five_terms(models, "structured"),
         five_terms(models, "mean_field", g_star(models)),
@@ -39,7 +39,7 @@ def ladder(models: Models) -> Array:
 
 @functools.cache
 def batch(k: int, d: int, likelihood: str = "bernoulli") -> Models:
-    """Random models all of whose four gaps exceed 0.01 nat."""
+    """Draw random models and keep those whose four gaps all exceed 0.01 nat."""
     raw = random_models(250 if d == 1 else 8, k, d, seed=10 * k + d, likelihood=likelihood)
     return raw.select((-np.diff(ladder(raw), axis=0) > 0.01).all(0))
 

@@ -1,7 +1,7 @@
-"""What it means, here, that two things are equal; and that a wrong formula is not.
+"""Assertions that two quantities are equal, exactly or as a mean of random draws.
 
-Both checks demand wrong formulas and fail when one of them passes: a test that a mistake would
-survive is no evidence.
+Both assertions also take wrong formulas and fail if one of them passes, because a test that a
+wrong formula passes is no evidence.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-TOLERANCE = 1e-10  # of an identity, relative to its largest term
-FAILURE_RATE = 2e-5  # of all statistical comparisons of the folder together
-N_COMPARISONS = 2048  # at most; counted below
+TOLERANCE = 1e-10  # largest error of an identity, relative to its largest term
+# Probability that any statistical comparison of this folder fails by chance.
+FAILURE_RATE = 2e-5
+N_COMPARISONS = 2048  # upper limit of their number; assert_mean counts them
 
 _made = 0
 
 
 def z_star(n_samples: int) -> float:
-    """How many standard errors a mean of n samples may be off: one failure rate for all."""
+    """Return the largest allowed error of a mean of n samples, in standard errors.
+
+    It follows from the failure rate that all comparisons share.
+    """
     return float(stats.t.isf(FAILURE_RATE / 2 / N_COMPARISONS, n_samples - 1))
 
 
@@ -39,10 +43,11 @@ def assert_identity(
     left, right
         The two sides, ``(n,)``: one entry per model.
     terms
-        What they are sums of, ``(terms, n)``: sets the scale of rounding.
+        The terms that the two sides are sums of, ``(terms, n)``. The largest one is the scale
+        of the rounding error.
     wrong
-        Name -> what a plausible mistake puts in the place of ``right``. Nine in ten models must
-        tell it from ``left`` by a thousand tolerances.
+        Plausible wrong values of ``right`` by name. Each must differ from ``left`` by more than
+        a thousand tolerances in nine of ten models.
     """
     left, right = np.broadcast_arrays(_array(left), _array(right))
     assert left.size, "no models"
@@ -56,10 +61,10 @@ def assert_identity(
 
 
 def z_scores(samples: ArrayLike, exact: ArrayLike) -> np.ndarray:
-    """(mean - exact) / standard error along the first axis.
+    """Return |mean - exact| / standard error along the first axis.
 
-    A difference that is rounding scores 0 (some coordinates have no noise); any other difference
-    without noise is infinite.
+    Some coordinates have no noise. There, the score is 0 for a difference that is rounding, and
+    infinite for any other.
     """
     samples, exact = _array(samples), _array(exact)
     difference = np.abs(samples.mean(0) - exact)
@@ -70,9 +75,16 @@ def z_scores(samples: ArrayLike, exact: ArrayLike) -> np.ndarray:
 
 
 def assert_mean(samples: ArrayLike, exact: ArrayLike, *, wrong: Mapping[str, ArrayLike]) -> None:
-    """Assert that samples ``(s, ...)`` have mean ``exact``, to ``z_star`` standard errors.
+    """Assert that samples have the mean ``exact``, to ``z_star`` standard errors.
 
-    ``wrong``: name -> a plausible wrong mean; at least one coordinate must reject it.
+    Parameters
+    ----------
+    samples
+        Independent draws, ``(s, ...)``.
+    exact
+        Their expected mean, ``(...)``.
+    wrong
+        Plausible wrong means by name. At least one coordinate must reject each.
     """
     global _made
     z, allowed = z_scores(samples, exact), z_star(len(_array(samples)))

@@ -1,6 +1,7 @@
-"""log p(x) and averages under p(z|x), by grids that do not know q(z|x).
+"""log p(x) and averages under p(z|x), on grids that do not depend on q(z|x).
 
-An identity whose two sides share one quadrature proves nothing about log p(x).
+If both sides of an identity shared one quadrature, its errors could cancel, and the identity would
+be no evidence about log p(x).
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import numpy as np
 from oracle import DOUBLING, Array, At, Models, log_normal, standard_grid
 from scipy import special
 
-POSTERIOR_NODES = {1: 401, 2: 161}  # p(z|x) may be much narrower than the grid of its prior
+# D -> nodes per dimension. p(z|x) may be much narrower than the prior, which sets the grid's width.
+POSTERIOR_NODES = {1: 401, 2: 161}
 
 
 @functools.cache
 def posterior_mode(models: Models, c: int) -> Array:
-    """argmax_z of p(z|c) p(x|z), ``(n, d)``, by Newton's method; log-concave, so the only one."""
+    """Return the mode of p(z|c) p(x|z), ``(n, d)``, by Newton's method.
+
+    The function is log-concave in z, so it has one mode.
+    """
     w_npd, depth_n1 = models.w_npd, models.x_np.sum(-1, keepdims=True)
     precision_nd = 1 / models.var_nkd[:, c]
     z_nd = models.mu_nkd[:, c]
@@ -42,7 +47,7 @@ def posterior_mode(models: Models, c: int) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def grid_under_posterior(models: Models, c: int, nodes: int) -> tuple[At, Array, Array]:
-    """A grid around the mode of p(z|c) p(x|z), its weights for p(z|x,c), and log p(x,c).
+    """Return a grid around the mode of p(z|c) p(x|z), its weights for p(z|x,c), and log p(x,c).
 
     The integrand is at most exp(-t^2/2) of its peak at t prior standard deviations, because
     log p(x|z) is concave in z.
@@ -58,7 +63,7 @@ def grid_under_posterior(models: Models, c: int, nodes: int) -> tuple[At, Array,
 
 
 def under_posterior(models: Models, f: Callable[[At], Array], nodes: int) -> tuple[Array, Array]:
-    """log p(x) and E_p(z|x)[f], ``(n,)`` and ``(n, ...)``: a sum over c of grids."""
+    """Return log p(x), ``(n,)``, and E_p(z|x)[f], ``(n, ...)``, as sums over c of one grid each."""
     grids = [grid_under_posterior(models, c, nodes) for c in range(models.k)]
     log_p_x_c = np.stack([log_piece for _, _, log_piece in grids])
     p_c_x = special.softmax(log_p_x_c, 0)
@@ -67,13 +72,13 @@ def under_posterior(models: Models, f: Callable[[At], Array], nodes: int) -> tup
 
 
 def mean_under_posterior(models: Models, f: Callable[[At], Array]) -> Array:
-    """E_p(z|x)[f], without q(z|x); checked by halving the step."""
+    """Return E_p(z|x)[f] without q(z|x); checked by halving the step."""
     return _checked_under_posterior(models, f)[1]
 
 
 @functools.cache
 def log_p_x(models: Models) -> Array:
-    """log p(x), ``(n,)``, without q(z|x); checked by halving the step."""
+    """Return log p(x), ``(n,)``, without q(z|x); checked by halving the step."""
     return _checked_under_posterior(models, lambda at: at.log_lik)[0]
 
 
@@ -81,5 +86,5 @@ def _checked_under_posterior(models: Models, f: Callable[[At], Array]) -> tuple[
     nodes = POSTERIOR_NODES[models.d]
     coarse, fine = under_posterior(models, f, nodes), under_posterior(models, f, 2 * nodes - 1)
     for a, b in zip(coarse, fine, strict=True):
-        assert np.all(np.abs(a - b) <= DOUBLING * np.maximum(np.abs(b), 1)), "too coarse a grid"
+        assert np.all(np.abs(a - b) <= DOUBLING * np.maximum(np.abs(b), 1)), "grid too coarse"
     return fine

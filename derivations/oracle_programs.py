@@ -1,4 +1,4 @@
-"""Toy programs for the derivations, and the published code beside them."""
+"""Toy Pyro programs for the derivations, and access to the published code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from oracle import Array, Models, mean_under_q
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_scale.objectives import Point, Terms
-from pyro_scale.programs import Cells, MixtureVAE
+from pyro_scale.objectives import ElboTerms, EvaluationPoint
+from pyro_scale.programs import CellBatch, MixtureVAE
 
 
 def toy(
@@ -26,8 +26,8 @@ def toy(
     n: int = 4,
     d: int = 2,
     seed: int = 1,
-) -> tuple[MixtureVAE, Cells]:
-    """A small model away from every symmetry, and n cells: K = 3, P = 8."""
+) -> tuple[MixtureVAE, CellBatch]:
+    """Return a small model without symmetries (K = 3, P = 8) and n cells."""
     torch.manual_seed(seed)
     vae = MixtureVAE(8, 3, d, hidden=(6,), likelihood=likelihood, classifier=classifier)
     with torch.no_grad():
@@ -39,16 +39,16 @@ def toy(
     x_np[:, 0] = 1.0
     if likelihood == "poisson":
         x_np = torch.poisson(1 + 3 * torch.rand(n, 8))
-    return vae, Cells.from_counts(x_np)
+    return vae, CellBatch.from_counts(x_np)
 
 
-def repeat(cells: Cells, times: int) -> Cells:
-    """Each cell ``times`` times: one evaluation is then an average over as many samples of z."""
-    return Cells(*(tensor.repeat(times, *[1] * (tensor.dim() - 1)) for tensor in cells[:2]))
+def repeat(cells: CellBatch, times: int) -> CellBatch:
+    """Repeat the cells, so that one evaluation uses ``times`` independent samples of z per cell."""
+    return CellBatch(*(tensor.repeat(times, *[1] * (tensor.dim() - 1)) for tensor in cells[:2]))
 
 
-def models_of(vae: MixtureVAE, cells: Cells) -> Models:
-    """The same model and cells as the oracle takes them."""
+def models_of(vae: MixtureVAE, cells: CellBatch) -> Models:
+    """Convert a model and its cells to the oracle's :class:`Models`."""
     with torch.no_grad():
         loc_nd, var_nd = vae.encoder(cells)
         peaks, prior, n = vae.likelihood.peaks, vae.prior, cells.n_cells
@@ -64,8 +64,8 @@ def models_of(vae: MixtureVAE, cells: Cells) -> Models:
         )
 
 
-def expected_terms(models: Models, closed_form: Callable[[Point], Terms]) -> Array:
-    """A closed form's five terms in expectation over z ~ q(z|x), ``(5, n)``, by quadrature."""
+def expected_terms(models: Models, closed_form: Callable[[EvaluationPoint], ElboTerms]) -> Array:
+    """Return E_q(z|x) of a closed form's five terms, ``(5, n)``, by quadrature."""
 
     def at_nodes(at: Any) -> Array:
         columns = torch.broadcast_tensors(*closed_form(models.point(at.z_snd)))
@@ -75,7 +75,7 @@ def expected_terms(models: Models, closed_form: Callable[[Point], Terms]) -> Arr
 
 
 class Watch(Messenger):
-    """Remembers the values of a site, so that a closed form can be evaluated at the same z."""
+    """Record the values of a site, so that a closed form can be evaluated at the same z."""
 
     def __init__(self, name: str = "z") -> None:
         super().__init__()
@@ -84,19 +84,19 @@ class Watch(Messenger):
 
     @property
     def value(self) -> Tensor | None:
-        """The last value; None for a site that did not occur."""
+        """The last recorded value; None if the site did not occur."""
         return self.values[-1] if self.values else None
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] != self.name or msg["is_observed"]:
             return
-        # The model replays the guide's value: the same object a second time.
+        # The model is replayed with the guide's value, so the same tensor occurs twice.
         if not any(msg["value"] is seen for seen in self.values):
             self.values.append(msg["value"])
 
 
 def gradients(loss: Tensor, vae: MixtureVAE) -> dict[str, Tensor]:
-    """The gradient of every named parameter; zeros where it has none."""
+    """Return the gradient of every named parameter; zeros where autograd gives none."""
     names, parameters = zip(*vae.named_parameters(), strict=True)
     grads = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
     pairs = zip(names, parameters, grads, strict=True)
@@ -104,7 +104,7 @@ def gradients(loss: Tensor, vae: MixtureVAE) -> dict[str, Tensor]:
 
 
 def gradient_error(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest relative difference of two gradients over all named parameters."""
+    """Return the largest relative difference of two gradients over all named parameters."""
     largest = max(float(g.abs().max()) for g in b.values())
     return max(
         float((a[name] - b[name]).abs().max()) / max(float(b[name].abs().max()), 1e-6 * largest)
@@ -113,10 +113,10 @@ def gradient_error(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def published(module: str) -> ModuleType:
-    """``scale.<module>`` of PyPI ``scale`` 1.1.2 (``loss`` or ``model``).
+    """Import ``scale.<module>`` of PyPI ``scale`` 1.1.2 (``loss`` or ``model``).
 
-    Imported under a name of its own and without the package's ``__init__``, which needs names
-    that NumPy 2 no longer has. The arithmetic is untouched.
+    The package is imported under another name and without its ``__init__``, which uses names
+    that NumPy 2 has removed. The arithmetic is unchanged.
     """
     name = "published_scale"
     if name not in sys.modules:
@@ -129,7 +129,7 @@ def published(module: str) -> ModuleType:
 
 
 def published_model(pi_k: Tensor, loc_kd: Tensor, var_kd: Tensor) -> Any:
-    """The published SCALE module with these prior parameters, which stay part of the graph."""
+    """Return the published SCALE module with these prior parameters, kept in the autograd graph."""
     k, d = loc_kd.shape
     model = published("model").SCALE([4, d, [3], []], n_centroids=k)
     for name, value in (("pi", pi_k), ("mu_c", loc_kd.T), ("var_c", var_kd.T)):
@@ -139,7 +139,7 @@ def published_model(pi_k: Tensor, loc_kd: Tensor, var_kd: Tensor) -> Any:
 
 
 def local_variables(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """What a function's local variables hold when it returns; its result is under 'return'."""
+    """Call a function; return its local variables at return, with its result under "return"."""
     seen: dict[str, Any] = {}
 
     def watch(frame: Any, event: str, result: Any) -> None:

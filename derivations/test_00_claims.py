@@ -1,4 +1,4 @@
-"""Every claim has a test and every test has a claim."""
+"""Checks that every claim has a test, and every test a claim."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ ID = r"D(\d\d)\.(\d+)"
 
 
 def claimed() -> list[tuple[str, str]]:
-    """(id, chapter file) of every bold id that opens a claim."""
+    """Return (id, chapter file) of every claim: a bold id at the start of a line."""
     return [
         (f"D{a}.{b}", path.stem)
         for path in sorted(HERE.glob("[0-9][0-9]_*.md"))
@@ -18,7 +18,7 @@ def claimed() -> list[tuple[str, str]]:
 
 
 def covered() -> list[tuple[str, str]]:
-    """(id, test file) of every test function named test_dCC_N_..."""
+    """Return (id, test file) of every test function named test_dCC_N_..."""
     found = []
     for path in sorted(HERE.glob("test_[0-9][0-9]_*.py")):
         for node in ast.parse(path.read_text("utf8")).body:

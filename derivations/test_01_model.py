@@ -21,7 +21,7 @@ from pyro_scale.programs import CollapsedModel, MixtureModel, MixturePrior
 
 @functools.cache
 def log_p_x_from_the_prior(models: Models) -> np.ndarray:
-    """log sum_c pi_c E_p(z|c)[p(x|z)]: the other way to integrate z out."""
+    """Return log p(x) = log sum_c pi_c E_p(z|c)[p(x|z)], integrated over the prior."""
     total = -np.inf
     for c in range(models.k):
         t_sd, w_s = standard_grid(models.d, 2 * POSTERIOR_NODES[models.d] - 1)
@@ -47,7 +47,7 @@ def test_d01_1_the_program_scores_the_joint_density_factor_by_factor(value):
         "x": at.log_lik[0],
     }
     terms = np.abs(list(truth.values()))
-    for n in range(cells.n_cells):  # the oracle's own Gaussian against scipy's
+    for n in range(cells.n_cells):  # compare the oracle's Gaussian with scipy's
         normal = stats.multivariate_normal(
             models.mu_nkd[n, value], np.diag(models.var_nkd[n, value])
         )
@@ -68,7 +68,7 @@ def test_d01_2_summing_c_out_gives_the_mixture_density(models):
             torch.distributions.Normal(prior.loc_kd[:, 0], prior.var_kd[:, 0].sqrt()),
         )
         wrong = {"variance used as scale": with_variance_as_scale(models, n, z_snd[:, n])}
-        if models.d > 1:  # a mixture per dimension is another density than a mixture of vectors
+        if models.d > 1:  # in one dimension the two mixtures are the same
             wrong["a mixture in each dimension"] = per_dimension.log_prob(
                 torch.tensor(z_snd[:, n, 0])
             )
@@ -79,7 +79,7 @@ def prior_of(models: Models, n: int) -> MixturePrior:
     prior = MixturePrior(models.k, models.d).requires_grad_(False)
     fields = (models.pi_nk, models.mu_nkd, models.var_nkd)
     prior.set_components(*(torch.tensor(field[n]) for field in fields))
-    # set_components lifts small weights; here they are wanted as they are.
+    # set_components raises small weights; this test needs them unchanged.
     prior.logits_k.copy_(torch.tensor(np.log(models.pi_nk[n])))
     return prior
 

@@ -19,13 +19,13 @@ from pyro_scale.objectives import mean_field, mean_field_at_z, terms
 
 
 def any_log_q_c(models: Models):
-    """A q(c|z,x) of no particular merit: at -> log q(c|z,x), ``(s, n, k)``."""
+    """Return an arbitrary log q(c|z,x): a function of ``At`` with values ``(s, n, k)``."""
     a_nk, b_nk = np.random.default_rng(1).normal(0, 1, (2, len(models), models.k))
     return lambda at: log_softmax(a_nk + b_nk * np.tanh(at.z_snd.sum(-1))[..., None], -1)
 
 
 def five_terms_of(models: Models, log_q_c) -> np.ndarray:
-    """The five terms of E_q(z,c|x)[...], from the definition: a grid in z, a loop over c."""
+    """Return the five terms from their definition, by a grid in z and a loop over c."""
     rows = np.zeros((5, len(models)))
     for c in range(models.k):
 
@@ -44,7 +44,7 @@ def test_d02_1_the_gap_of_any_q_is_its_divergence_from_the_posterior(models):
     log_q_c, truth = any_log_q_c(models), log_p_x(models)
 
     def divergence(at: At) -> np.ndarray:
-        """log q(z,c|x) - log p(z,c|x), averaged over c."""
+        """Return log q(z,c|x) - log p(z,c|x), averaged over c."""
         total = 0.0
         for c in range(models.k):
             log_q = at.log_q_z + log_q_c(at)[..., c]
@@ -77,7 +77,7 @@ def test_d02_2_the_bound_is_five_terms(models):
 
 
 def expectation(f, t: sp.Symbol) -> sp.Expr:
-    """E[f(t)] for a standard normal t, by symbolic integration."""
+    """Return E[f(t)] for a standard normal t, by symbolic integration."""
     density = sp.exp(-(t**2) / 2) / sp.sqrt(2 * sp.pi)
     return sp.simplify(sp.integrate(sp.expand(f) * density, (t, -sp.oo, sp.oo)))
 

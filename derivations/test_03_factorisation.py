@@ -1,4 +1,4 @@
-"""Chapter 3: how q(z,c|x) may factorise, and what the best q(c|z,x) is."""
+"""Chapter 3: how q(z,c|x) may factorize, and what the best q(c|z,x) is."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from pyro_scale.objectives import Objective, collapsed, evaluate, mean_field, me
 
 
 def any_q_c(models, seed=0):
-    """A q(c|z,x) of no particular merit: at -> ``(s, n, k)``."""
+    """Return an arbitrary q(c|z,x): a function of ``At`` with values ``(s, n, k)``."""
     rng = np.random.default_rng(seed)
     a_nk, b_nk = rng.normal(0, 1, (2, len(models), models.k))
     return lambda at: softmax(a_nk + b_nk * np.sin(at.z_snd.sum(-1))[..., None], -1)
@@ -48,7 +48,7 @@ def test_d03_3_any_other_q_of_c_loses_its_divergence_from_gamma(models):
     q = any_q_c(models)
 
     def bound(at):
-        """log [p(x,z,c) / q(z|x) q(c|z,x)], averaged over c by a loop."""
+        """Return log [p(x,z,c) / (q(z|x) q(c|z,x))], averaged over c by a loop."""
         total = at.log_lik - at.log_q_z
         for c in range(models.k):
             inside = np.log(models.pi_nk[:, c]) + at.log_p_z_given_c[..., c]
@@ -80,23 +80,23 @@ def test_d03_4_a_c_that_ignores_z_loses_at_least_as_much_as_the_best_such_c(mode
 
 
 SAME = (
-    ("collapsed", "Trace_ELBO", "collapsed"),
+    ("collapsed", "Trace_ELBO", "marginalized"),
     ("model_enumerated", "TraceEnum_ELBO", "enumerated"),
     ("structured", "TraceEnum_ELBO", "enumerated"),
 )
 
 
 def at_its_own_z(formulation, estimator, c):
-    """A program's loss, and the point at the z that it drew."""
+    """Return the loss of a program and the evaluation point at the z that it drew."""
     vae, cells = toy()
     with Watch() as watch:
         loss = Objective(vae, formulation, estimator, c)(cells)
     return vae, loss, evaluate(vae, cells, watch.value)
 
 
-@pytest.mark.parametrize("row", SAME, ids=lambda row: row[0])
-def test_d03_5_three_programs_are_one_objective_at_the_same_z(row):
-    vae, loss, point = at_its_own_z(*row)
+@pytest.mark.parametrize("case", SAME, ids=lambda case: case[0])
+def test_d03_5_three_programs_are_one_objective_at_the_same_z(case):
+    vae, loss, point = at_its_own_z(*case)
     five = collapsed(point)
     terms = torch.stack(five).sum(1, keepdim=True)
     wrong = {
@@ -115,7 +115,7 @@ def test_d03_6_a_c_drawn_from_gamma_leaves_no_trace_in_the_value(estimator):
     for seed in range(5):
         vae, cells = toy()
         objective = Objective(vae, "structured", estimator, "sampled")
-        torch.manual_seed(seed)  # another z and another c
+        torch.manual_seed(seed)  # draws another z and another c
         with Watch() as watch, Watch("c") as drawn:
             loss = objective(cells)
         values.add(tuple(drawn.value.tolist()))
@@ -124,7 +124,7 @@ def test_d03_6_a_c_drawn_from_gamma_leaves_no_trace_in_the_value(estimator):
         right = -five.total().sum().reshape(1)
         wrong = {"entropy of c dropped": right + five.minus_log_q_c_n.sum()}
         assert_identity(loss.reshape(1), right, terms=terms, wrong=wrong)
-    assert len(values) > 1  # c did vary
+    assert len(values) > 1  # more than one c was drawn
 
 
 def test_d03_6_its_gradient_is_right_on_average_only():
@@ -142,7 +142,7 @@ def test_d03_6_its_gradient_is_right_on_average_only():
         differences.append([(theirs[name] - ours[name]).flatten()[0] for name in PRIOR])
         without_pi.append([wrong[name].flatten()[0] for name in PRIOR])
     differences = torch.tensor(differences)
-    assert differences.abs().max() > 1e-2  # not per sample
+    assert differences.abs().max() > 1e-2  # the gradients differ at each sample
     mean_shift = torch.tensor(without_pi).mean(0)
     assert_mean(differences, torch.zeros(3), wrong={"log pi dropped": mean_shift})
 
@@ -151,7 +151,7 @@ PRIOR = ("prior.logits_k", "prior.loc_kd", "prior.raw_var_kd")
 
 
 def test_d03_7_the_structured_bound_needs_only_q_of_z_to_be_right(models):
-    # With q(c|z,x) = p(c|z) all that is left of the gap is KL(q(z|x) || p(z|x)).
+    # With q(c|z,x) = p(c|z) the gap is KL(q(z|x) || p(z|x)) alone.
     truth = log_p_x(models)
     gap = truth - expected_terms(models, collapsed).sum(0)
 

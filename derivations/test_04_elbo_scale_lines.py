@@ -1,7 +1,7 @@
-"""Chapter 4, second half: the published ``elbo_SCALE``, one line after the other.
+"""Chapter 4, second half: the published ``elbo_SCALE``, line by line.
 
-The published function returns two sums only. Its lines are read off its local variables when it
-returns, so each can be compared with its own term.
+The published function returns only two sums. The tests read its local variables when it returns,
+so that each line can be compared with its own term.
 """
 
 from typing import NamedTuple
@@ -16,21 +16,28 @@ from oracle_posterior import log_p_x
 from oracle_programs import local_variables, models_of, published, published_model, toy
 from torch import Tensor, nn
 
-from pyro_scale.objectives import EXACT, PUBLISHED, Point, Terms, scale, terms
+from pyro_scale.objectives import (
+    NO_OFFSETS,
+    SCALE_1_1_2_OFFSETS,
+    ElboTerms,
+    EvaluationPoint,
+    scale,
+    terms,
+)
 
 
 class Call(NamedTuple):
-    """One evaluation of the published code and the same inputs as closed forms take them."""
+    """One evaluation of the published code and of our closed form at the same inputs."""
 
     lines: dict
     gamma_nk: Tensor
-    point: Point
-    ours: Terms
+    point: EvaluationPoint
+    ours: ElboTerms
     leaves: tuple[Tensor, ...]
 
 
-def call(*, constants=PUBLISHED, binary: bool = True, copies: int = 1) -> Call:
-    """Evaluate both; ``copies`` repeats the batch."""
+def call(*, offsets=SCALE_1_1_2_OFFSETS, binary: bool = True, copies: int = 1) -> Call:
+    """Evaluate the published code and our closed form; ``copies`` repeats the batch."""
     vae, cells = toy(n=5)
     x_np = cells.x_np.repeat(copies, 1)
     prior = vae.prior
@@ -54,13 +61,13 @@ def call(*, constants=PUBLISHED, binary: bool = True, copies: int = 1) -> Call:
         (mean, log_var),
         binary=binary,
     )
-    log_lik_n = terms.bernoulli_log_lik(logits_np, x_np, eps=constants.log_eps)
-    point = Point(z_nd, mean, log_var.exp(), pi_k.log(), loc_kd, var_kd, log_lik_n)
-    ours = scale(point, constants=constants)
+    log_lik_n = terms.bernoulli_log_lik(logits_np, x_np, eps=offsets.log_eps)
+    point = EvaluationPoint(z_nd, mean, log_var.exp(), pi_k.log(), loc_kd, var_kd, log_lik_n)
+    ours = scale(point, offsets=offsets)
     return Call(lines, gamma_nk, point, ours, (mean, log_var, pi_k, loc_kd, var_kd))
 
 
-LINES = {  # the published variable, its sign in the bound, our term
+LINES = {  # published variable -> its sign in the bound, our term
     "likelihood": (+1, "log_lik_n"),
     "logpzc": (+1, "log_p_z_n"),
     "logpc": (+1, "log_p_c_n"),
@@ -89,9 +96,9 @@ def test_d04_9_each_line_of_elbo_scale_is_one_of_our_terms(line):
 
 def test_d04_9_gamma_is_our_gamma():
     made = call()
-    gamma_nk = made.point.log_gamma_nk.exp()  # without the floor: the densities are far above it
+    gamma_nk = made.point.log_gamma_nk.exp()  # without the floor, which is far below the densities
     with_floor = terms.log_responsibilities(
-        made.point.log_pi_k, made.point.log_p_z_given_c_nk, floor=PUBLISHED.gamma_floor
+        made.point.log_pi_k, made.point.log_p_z_given_c_nk, floor=SCALE_1_1_2_OFFSETS.gamma_floor
     )
     assert torch.allclose(made.gamma_nk, with_floor.exp(), rtol=0, atol=1e-7)  # var + 1e-8
     assert torch.allclose(made.gamma_nk, gamma_nk, rtol=0, atol=1e-6)
@@ -106,7 +113,8 @@ def test_d04_10_the_published_loss_is_minus_our_scale_in_value_and_every_gradien
     loss, ours = (kld - likelihood).reshape(1), -made.ours.total().sum().reshape(1)
     totals = torch.stack(made.ours).sum(1, keepdim=True)
     wrong = {line: ours + 2 * total for line, total in zip(LINES, totals, strict=True)}
-    assert_identity(loss, ours, terms=totals, wrong=wrong)  # wrong: the sign of one term
+    # Each wrong value has the sign of one term reversed.
+    assert_identity(loss, ours, terms=totals, wrong=wrong)
     detached = _with_gamma_detached(made)
     for leaf in made.leaves:
         grads = [
@@ -119,17 +127,17 @@ def test_d04_10_the_published_loss_is_minus_our_scale_in_value_and_every_gradien
 
 
 def _with_gamma_detached(made: Call) -> Tensor:
-    """Our loss again, but with gamma a constant for the gradient."""
+    """Return our loss with gamma detached, so that no gradient flows through it."""
     expected_nk, gamma_nk = made.point.expected_log_p_z_given_c_nk, made.gamma_nk.detach()
     with_c = gamma_nk * (expected_nk + made.point.log_pi_k - gamma_nk.log())
     return -(made.ours.log_lik_n + with_c.sum(-1) + made.ours.minus_log_q_z_n).sum().reshape(1)
 
 
 def test_d04_10_without_its_constants_it_is_the_formula_of_this_chapter():
-    made = call(constants=EXACT)
+    made = call(offsets=NO_OFFSETS)
     likelihood, kld = made.lines["return"]
     gap = (likelihood - kld - made.ours.total().sum()).abs().item()
-    assert 0 < gap < 1e-5  # the constants act, and at ordinary parameters they are small
+    assert 0 < gap < 1e-5  # the offsets matter, but little at ordinary parameters
 
 
 def test_d04_11_qentropy_is_minus_the_entropy():
@@ -152,7 +160,7 @@ def test_d04_12_the_other_branch_is_a_mean_square_over_the_whole_batch():
     gauss = torch.distributions.Normal(recon_np, (5 * 8 / 2) ** 0.5)  # variance nP/2
     log_ratio = (gauss.log_prob(x_np) - gauss.log_prob(recon_np)).sum()
     assert log_ratio.item() == pytest.approx(-mse, rel=1e-10)
-    # Repeating every cell leaves the likelihood alone and multiplies the KL.
+    # Repeating every cell leaves the likelihood unchanged and multiplies the KL terms.
     likelihood, kld = (part.item() for part in four_times.lines["return"])
     assert likelihood == pytest.approx(once.lines["return"][0].item(), rel=1e-12)
     assert kld == pytest.approx(4 * once.lines["return"][1].item(), rel=1e-12)
@@ -174,7 +182,8 @@ def test_d04_13_elbo_scale_adds_to_the_callers_variances_in_place():
 
 def test_d04_14_the_average_over_z_is_a_bound(models):
     truth = log_p_x(models)
-    assert (five_terms(models, "scale").sum(0) < truth - 0.04).all()  # four gaps of 0.01 at least
+    # Each model has four gaps of at least 0.01 nat.
+    assert (five_terms(models, "scale").sum(0) < truth - 0.04).all()
     mean = mean_under_q(models, lambda at: scale(models.point(at.z_snd)).total().numpy())
     brute = five_terms(models, "scale")
     short = brute.sum(0) - brute[2]

@@ -1,4 +1,4 @@
-"""Chapter 4: what SCALE computes when it puts gamma(z) in the place of q(c|x)."""
+"""Chapter 4: what SCALE computes by putting gamma(z) in the place of q(c|x)."""
 
 import numpy as np
 import torch
@@ -9,8 +9,7 @@ from oracle_checks import TOLERANCE, assert_identity, assert_mean
 from oracle_programs import expected_terms, models_of, repeat, toy
 from pyro import poutine
 
-from pyro_scale.objectives import Point, collapsed, mean_field, scale
-from pyro_scale.programs import build
+from pyro_scale.objectives import REGISTRY, EvaluationPoint, collapsed, mean_field, scale
 
 COMMON, LOG_P_Z, LOG_Q_C = [0, 2, 3], 1, 4
 
@@ -21,7 +20,7 @@ def mean_field_at_g_bar(models: Models):
 
 
 def covariance(models: Models):
-    """sum_c Cov_q(gamma_c(z), log p(z|c)), from the definition of a covariance."""
+    """Return sum_c Cov_q(gamma_c(z), log p(z|c)), from the definition of a covariance."""
     total = 0.0
     for c in range(models.k):
         value_n = mean_under_q(models, lambda at, c=c: at.log_p_z_given_c[..., c])
@@ -35,7 +34,7 @@ def covariance(models: Models):
 
 
 def mutual_information(models: Models):
-    """E_q KL(gamma(z) || gbar): of c and z under q(z|x) p(c|z)."""
+    """Return E_q KL(gamma(z) || gbar), the mutual information of c and z under q(z|x) p(c|z)."""
     g_nk = g_bar(models)
     return mean_under_q(models, lambda at: kl(at.gamma, g_nk))
 
@@ -81,7 +80,7 @@ def test_d04_3_log_pi_of_a_c_drawn_by_the_program_has_that_average():
     vae, cells = toy()
     models = models_of(vae, cells)
     log_pi_k = vae.prior.log_pi_k.detach()
-    _, guide = build(vae, "structured", "sampled")
+    _, guide = REGISTRY.build(vae, "structured", "sampled")
     many = 4000
     with torch.no_grad():
         c = poutine.trace(guide).get_trace(repeat(cells, many)).nodes["c"]["value"]
@@ -173,7 +172,7 @@ def test_d04_8_and_so_at_extreme_parameters(k, d, scale_of_z, log_var, logit, se
     loc_kd, var_kd = rng.normal(0, 1, (k, d)), np.exp(log_var + rng.normal(0, 0.1, (k, d)))
     z_nd = scale_of_z * rng.normal(0, 1, (3, d))
     tensors = map(torch.tensor, (z_nd, z_nd, np.ones((3, d)), log_pi_k, loc_kd, var_kd))
-    point = Point(*tensors, log_lik_n=torch.zeros(3))
+    point = EvaluationPoint(*tensors, log_lik_n=torch.zeros(3))
     five = collapsed(point)
     assert five.log_p_z_n.shape == (3,)
     log_n = [-0.5 * (np.log(2 * np.pi * v) + (z_nd - m) ** 2 / v).sum(-1)

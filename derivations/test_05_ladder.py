@@ -1,4 +1,4 @@
-"""Chapter 5: four bounds, four gaps, each gap a divergence."""
+"""Chapter 5: the four bounds of the ladder and their four gaps, each a divergence."""
 
 import functools
 
@@ -18,7 +18,7 @@ from pyro_scale.objectives import collapsed, mean_field, scale
 
 @functools.cache
 def rungs(models: Models) -> np.ndarray:
-    """L_str, L_mf(g*), L_mf(gbar), E[L_scale] by the closed forms, ``(4, n)``."""
+    """Return L_str, L_mf(g*), L_mf(gbar) and E[L_scale] by the closed forms, ``(4, n)``."""
     log_g_bar = torch.tensor(np.log(g_bar(models)))
     forms = (collapsed, mean_field, lambda at: mean_field(at, log_g_bar), scale)
     return np.stack([expected_terms(models, form).sum(0) for form in forms])
@@ -26,13 +26,13 @@ def rungs(models: Models) -> np.ndarray:
 
 @functools.cache
 def sizes(models: Models) -> np.ndarray:
-    """The terms whose rounding an identity may show."""
+    """Return the terms that set the scale of rounding errors, ``(6, n)``."""
     return np.concatenate([five_terms(models, "structured"), log_p_x(models)[None]])
 
 
 @functools.cache
 def divergences(models: Models) -> dict[str, np.ndarray]:
-    """The divergences of the chapter, by their definitions."""
+    """Return the divergences of the chapter, by their definitions."""
     star, bar = g_star(models), g_bar(models)
     truth = log_p_x(models)
 
@@ -52,7 +52,7 @@ def divergences(models: Models) -> dict[str, np.ndarray]:
 
 
 def test_d05_1_log_p_x_minus_structured_is_kl_of_q_z_from_the_posterior_of_z(models):
-    # log p(x) is integrated around the posterior's modes, the bound on a grid of q(z|x).
+    # log p(x) is integrated around the modes of the posterior, the bound on a grid of q(z|x).
     kls = divergences(models)
     gap = log_p_x(models) - rungs(models)[0]
     right = kls["q(z|x) || p(z|x)"]
@@ -97,7 +97,7 @@ def test_d05_6_the_price_of_the_substitution_is_a_jeffreys_divergence(models):
         "the mutual information": kls["gamma || gbar"],
     }
     assert_identity(price, jeffreys, terms=sizes(models), wrong=wrong)
-    # The same between the joints, each a density over pairs (z, c).
+    # The same divergence between the joint densities of (z, c).
     star = g_star(models)
 
     def both_ways(at: At) -> np.ndarray:
@@ -124,7 +124,7 @@ def test_d05_7_and_it_is_a_covariance(models):
         return total
 
     right = covariance(lambda at: at.log_p_z_given_c, lambda at: at.gamma)
-    # log p(z) is common to all c, so gamma's own logarithm may stand for log p(z|c).
+    # log p(z) is the same for all c, so log gamma_c may replace log p(z|c).
     with_log_gamma = covariance(lambda at: at.log_gamma, lambda at: at.gamma)
     wrong = {"variances only": covariance(lambda at: at.gamma, lambda at: at.gamma)}
     assert_identity(bound[0] - bound[3], right, terms=sizes(models), wrong=wrong)
@@ -132,7 +132,7 @@ def test_d05_7_and_it_is_a_covariance(models):
 
 
 def mean_field_bound(models: Models, g_nk: np.ndarray) -> np.ndarray:
-    """L_mf(g) without R and H, ``(n,)``: the part that depends on g."""
+    """Return the part of L_mf(g) that depends on g, i.e. without R and H, ``(n,)``."""
     rows = five_terms(models, "mean_field", g_nk)
     return rows[1] + rows[2] + rows[4]
 
@@ -176,11 +176,11 @@ def test_d05_8_a_numerical_search_over_the_simplex_ends_at_g_star(models, start)
         found = minimize(objective, first, jac=True, method="BFGS", options={"gtol": 1e-10})
         assert np.abs(softmax(found.x) - g_star(models)[n]).max() < 1e-6
         worst_bar = max(worst_bar, np.abs(softmax(found.x) - g_bar(models)[n]).max())
-    assert worst_bar > 1e-2  # and not at gbar
+    assert worst_bar > 1e-2  # the search does not end at gbar
 
 
 def test_d05_9_vades_argument_gives_g_star_the_geometric_mean(models):
-    # argmin over g of E_q KL(g || gamma) is g*; of E_q KL(gamma || g) it is gbar.
+    # g* minimizes E_q KL(g || gamma) over g, gbar minimizes E_q KL(gamma || g).
     kls, rng = divergences(models), np.random.default_rng(0)
     star, bar = g_star(models), g_bar(models)
     ours = models.point(models.m_nd[None]).log_g_star_nk.exp().numpy()
@@ -196,5 +196,5 @@ def test_d05_9_vades_argument_gives_g_star_the_geometric_mean(models):
         assert (reverse >= kls["gamma || gbar"]).all()
     assert (kls["gbar || gamma"] > kls["g* || gamma"]).all()
     assert (kls["gamma || g*"] > kls["gamma || gbar"]).all()
-    # The divergence is not zero at its minimum: q(c|x) = p(c|z) cannot be reached.
+    # The divergence is not zero at its minimum: no q(c|x) equals p(c|z).
     assert (kls["g* || gamma"] > 0.01).all()

@@ -1,4 +1,4 @@
-"""Chapter 5, second half: when the gaps close, when they do not, and what may be detached."""
+"""Chapter 5, second half: when the gaps vanish, and where gamma or g* may be detached."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from oracle_batches import batch, random_models
 from oracle_checks import TOLERANCE, assert_identity
 from oracle_programs import expected_terms
 
-from pyro_scale.objectives import Point, collapsed, mean_field, scale
+from pyro_scale.objectives import EvaluationPoint, collapsed, mean_field, scale
 
 
 def gaps(models: Models) -> np.ndarray:
-    """L_str - L_mf(g*), L_mf(g*) - L_mf(gbar), L_mf(gbar) - E[L_scale]: ``(3, n)``."""
+    """Return L_str - L_mf(g*), L_mf(g*) - L_mf(gbar) and L_mf(gbar) - E[L_scale], ``(3, n)``."""
     rungs = [five_terms(models, "structured").sum(0)]
     rungs += [five_terms(models, "mean_field", g(models)).sum(0) for g in (g_star, g_bar)]
     return -np.diff([*rungs, five_terms(models, "scale").sum(0)], axis=0)
@@ -36,7 +36,7 @@ def test_d05_10_the_lower_gaps_vanish_when_gamma_is_constant(case):
 
 
 def test_d05_10_and_only_then(models):
-    assert gaps(models).min() > 0.01  # the drawn models are none of these
+    assert gaps(models).min() > 0.01  # gamma is not constant in the random models
     nearly = models.change(mu_nkd=models.mu_nkd[:, :1] + 1e-3 * models.mu_nkd)
     same = np.repeat(models.var_nkd[:, :1], models.k, 1)
     assert gaps(nearly.change(var_nkd=same)).sum(0).min() > 0
@@ -57,7 +57,9 @@ def test_d05_10_at_extreme_parameters_with_constant_gamma_scale_is_collapsed(
     log_pi_k = torch.tensor([logit] + [0.0] * (k - 1)).double().log_softmax(-1)
     loc_kd = torch.tensor(rng.normal(size=(1, 2))).expand(k, 2)
     var_kd = torch.full((k, 2), float(np.exp(log_var)), dtype=torch.float64)
-    point = Point(z_nd, z_nd, torch.ones(5, 2).double(), log_pi_k, loc_kd, var_kd, torch.zeros(5))
+    point = EvaluationPoint(
+        z_nd, z_nd, torch.ones(5, 2).double(), log_pi_k, loc_kd, var_kd, torch.zeros(5)
+    )
     for form in (collapsed, mean_field, scale):
         assert torch.allclose(form(point).minus_log_q_c_n, mean_field(point).minus_log_q_c_n)
         assert torch.isfinite(form(point).total()).all()
@@ -66,7 +68,7 @@ def test_d05_10_at_extreme_parameters_with_constant_gamma_scale_is_collapsed(
 
 
 def fisher_information(models: Models) -> np.ndarray:
-    """sum_c |grad gamma_c|^2 / gamma_c at the mean of q(z|x), by central differences."""
+    """Return sum_c |grad gamma_c|^2 / gamma_c at the mean of q(z|x), by central differences."""
     step, total = 1e-5, 0.0
     for d in range(models.d):
         shift = step * np.eye(models.d)[d]
@@ -84,14 +86,14 @@ def test_d05_11_for_a_narrow_q_the_price_is_sigma_squared_times_a_fisher_informa
         scaled = gaps(narrow) / sd**2
         expected = np.stack([information / 2, 0 * information, information / 2])
         errors.append(np.abs(scaled - expected).max(0) / (1 + information))
-    # The error is itself O(sigma^2): a tenth of sigma, a hundredth of the error.
+    # The error of scaled is O(sigma^2): a tenth of sigma gives a hundredth of the error.
     assert np.median(errors[1] / errors[0]) < 0.02
     assert errors[1].max() < 1e-2
-    assert np.abs(scaled[0] - information).max() > 0.1  # wrong: the whole of it in one gap
+    assert np.abs(scaled[0] - information).max() > 0.1  # wrong: the whole price in one gap
 
 
 def toy(distance: float, mean: float, sd: float = 1.0) -> Models:
-    """Two unit components with equal weights, ``distance`` apart, and q = N(mean, sd^2)."""
+    """Return two unit components of equal weight, ``distance`` apart, and q = N(mean, sd^2)."""
     one = random_models(1, 2, 1, seed=0)
     mu_nkd = np.array([[[-distance / 2], [distance / 2]]])
     return one.change(
@@ -104,7 +106,7 @@ def toy(distance: float, mean: float, sd: float = 1.0) -> Models:
 
 
 def fine(models: Models) -> float:
-    """L_str - E[L_scale] on a grid for steep responsibilities."""
+    """Return L_str - E[L_scale], on a grid fine enough for steep responsibilities."""
     before = NODES[1]
     NODES[1] = 4001
     try:
@@ -124,9 +126,9 @@ def test_d05_13_separated_clusters_alone_are_not_enough_the_price_grows_when_q_s
     assert prices == pytest.approx([0.2066, 1.0335, 3.9260, 11.9465], abs=1e-4)
     assert (np.diff(prices) > 0).all()  # the false claim says that it falls
     assert prices[-1] == pytest.approx(30 / np.sqrt(2 * np.pi), rel=0.01)
-    # gamma is then nearly a step: almost no cell is "unsure", and still the price is paid.
-    unsure = g_bar(toy(30, mean=0.0))
-    assert unsure[0, 0] == pytest.approx(0.5, abs=1e-6)
+    # gamma is nearly a step function: one-hot at almost every z, yet 0.5 on average over z.
+    averaged = g_bar(toy(30, mean=0.0))
+    assert averaged[0, 0] == pytest.approx(0.5, abs=1e-6)
 
 
 def leaves_of(models: Models) -> dict[str, torch.Tensor]:
@@ -140,16 +142,18 @@ def leaves_of(models: Models) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value, requires_grad=True) for name, value in fields.items()}
 
 
-def point_at(leaves: dict[str, torch.Tensor], t_sd: np.ndarray) -> Point:
-    """z = m + sigma t: the point as a function of the leaves, without the likelihood."""
+def point_at(leaves: dict[str, torch.Tensor], t_sd: np.ndarray) -> EvaluationPoint:
+    """Return the evaluation point at z = m + sigma t, a function of the leaves; log p(x|z) is 0."""
     z_snd = leaves["m"] + leaves["s2"].sqrt() * torch.tensor(t_sd)[:, None, :]
     log_pi_nk = leaves["logits"].log_softmax(-1)
     lik = torch.zeros(z_snd.shape[:2])
-    return Point(z_snd, leaves["m"], leaves["s2"], log_pi_nk, leaves["mu"], leaves["var"], lik)
+    return EvaluationPoint(
+        z_snd, leaves["m"], leaves["s2"], log_pi_nk, leaves["mu"], leaves["var"], lik
+    )
 
 
 def gradient(value: torch.Tensor, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The gradient with respect to all leaves as one vector per model, ``(q, n)``."""
+    """Return the gradient with respect to all leaves as one vector per model, ``(q, n)``."""
     n = len(leaves["m"])
     inputs = tuple(leaves.values())
     grads = torch.autograd.grad(value.sum(), inputs, retain_graph=True, allow_unused=True)
@@ -161,7 +165,7 @@ def gradient(value: torch.Tensor, leaves: dict[str, torch.Tensor]) -> torch.Tens
 
 
 def assert_same_gradient(a: torch.Tensor, b: torch.Tensor, *, wrong: torch.Tensor) -> None:
-    """Compare ``(q, n)`` gradients per model, on the scale of the model's largest entry."""
+    """Compare gradients ``(q, n)`` per model, relative to the model's largest entry."""
     scale_n = b.abs().max(0).values
     assert ((a - b).abs().max(0).values / scale_n).max() <= TOLERANCE
     assert (((a - wrong).abs().max(0).values / scale_n) > 1000 * TOLERANCE).double().mean() >= 0.9
@@ -208,7 +212,7 @@ def test_d05_16_gamma_may_not_be_detached_in_scale_not_even_on_average():
 
     step = 1e-4
     by_differences = (bound(step) - bound(-step)) / (2 * step)
-    row = 3  # the first mean: after three logits
+    row = 3  # the first component's mean, after three logits
     error = np.abs(by_differences - full[row].numpy())
     assert error.max() < 10 * step**2 + DOUBLING / step
     assert (np.abs(by_differences - without[row].numpy()) > 1e-4).mean() >= 0.9

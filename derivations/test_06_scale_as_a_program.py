@@ -1,4 +1,4 @@
-"""Chapter 6: a program whose bound SCALE's loss is, and an estimator that computes it."""
+"""Chapter 6: the program whose bound is SCALE's loss, and the estimator that computes it."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ from oracle_programs import (
 )
 
 from pyro_scale.objectives import (
+    ElboTerms,
     Objective,
-    Terms,
     collapsed,
     evaluate,
     mean_field,
@@ -37,7 +37,7 @@ def few_models():
 
 
 def over_u_and_z(models, f):
-    """E over independent u, z ~ q(z|x) of f(at u, at z) -> ``(u, z, n)``; both by a grid."""
+    """Return the mean of f(at u, at z), ``(u, z, n)``, over independent u, z ~ q(z|x), by grids."""
     totals = []
     for nodes in (151, 301):
         t_sd, w_s = standard_grid(1, nodes)
@@ -48,7 +48,7 @@ def over_u_and_z(models, f):
 
 
 def log_weight(models, at_u, at_z, c):
-    """log p(x,z,c) q(u) - log q(u) gamma_c(u) q(z|x), written out: ``(u, z, n)``."""
+    """Return log p(x,z,c) q(u) - log q(u) gamma_c(u) q(z|x), ``(u, z, n)``."""
     log_p = at_z.log_lik + at_z.log_p_z_given_c[..., c] + np.log(models.pi_nk[:, c])
     return (log_p[None] + at_u.log_q_z[:, None]) - (
         at_u.log_q_z[:, None] + at_u.log_gamma[:, None, :, c] + at_z.log_q_z[None]
@@ -96,7 +96,7 @@ def test_d06_2_so_it_is_a_lower_bound_and_its_gap_is_a_divergence_over_u_c_and_z
 
 
 def run(formulation, estimator, c="enumerated", *, kl_weight=1.0, seed=0):
-    """A program's loss, the point at its own z, and log gamma at its own u (if it has one)."""
+    """Return the vae, the loss, the evaluation point at the program's z, and log gamma at its u."""
     vae, cells = toy()
     torch.manual_seed(seed)
     objective = Objective(vae, formulation, estimator, c)
@@ -107,8 +107,8 @@ def run(formulation, estimator, c="enumerated", *, kl_weight=1.0, seed=0):
     return vae, loss, evaluate(vae, cells, watch.value), log_gamma_u
 
 
-def assert_computes(run_, right: Terms, *, wrong: dict[str, Terms], kl_weight: float = 1.0):
-    """The program's loss is minus ``right``, in value and in every gradient."""
+def assert_computes(run_, right: ElboTerms, *, wrong: dict[str, ElboTerms], kl_weight: float = 1.0):
+    """Assert that the program's loss is minus ``right``, in value and in every gradient."""
     vae, loss = run_[:2]
     target = -right.total(kl_weight).sum()
     terms = torch.stack(right).sum(1, keepdim=True)
@@ -161,7 +161,7 @@ def test_d06_5_and_the_published_function_at_the_same_z():
     recon = torch.sigmoid(vae.likelihood.eta(point.z_nd))
     arguments = (recon, cells.x_np, point.log_gamma_nk.exp(), c_params)
     likelihood, kld = published("loss").elbo_SCALE(*arguments, (point.loc_nd, point.var_nd.log()))
-    # log(s + 1e-8) is at most log s + 1e-8 / s; the variances' 1e-8 is far below.
+    # log(s + 1e-8) is at most log s + 1e-8 / s; the offset of the variances matters far less.
     observed = torch.where(cells.x_np > 0, recon, 1 - recon)
     allowed = 2e-8 * float((1 / observed).detach().sum())
     assert (loss - (kld - likelihood)).abs().item() < allowed < 1e-3
@@ -216,7 +216,7 @@ def test_d06_8_a_weight_of_the_kl_terms_multiplies_four_of_the_five(formulation,
 
 @pytest.mark.parametrize(
     ("formulation", "c", "words"),
-    [("structured", "sampled", "is sampled"), ("collapsed", "collapsed", "registered KL")],
+    [("structured", "sampled", "is sampled"), ("collapsed", "marginalized", "registered KL")],
 )
 def test_d06_9_the_estimator_refuses_what_it_cannot_integrate(formulation, c, words):
     vae, cells = toy()

@@ -1,4 +1,4 @@
-"""Chapter 7, second half: noise, and what several samples buy."""
+"""Chapter 7, second half: variance of the estimators, and bounds with several samples."""
 
 import functools
 
@@ -23,7 +23,7 @@ from pyro_scale.objectives import (
 
 @functools.cache
 def gradient_variance(formulation: str, estimator: str, c: str) -> float:
-    """Total variance of the gradient of one cell's loss, over 150 runs."""
+    """Return the total variance of the gradient of one cell's loss, over 150 runs."""
     vae, cells = toy(d=2, n=1, seed=1)
     objective = Objective(vae, formulation, estimator, c)
     torch.manual_seed(3)
@@ -58,7 +58,7 @@ def test_d07_5_here_the_analytic_estimator_has_less_variance_still():
 
 
 def at_the_posterior() -> Models:
-    """K = 1, and q(z|x) the Laplace approximation of p(z|x)."""
+    """Return models with K = 1 whose q(z|x) is the Laplace approximation of p(z|x)."""
     models = random_models(50, 1, 1, seed=2)
     mode_nd = posterior_mode(models, 0)
     s_np = special.expit(models.at(mode_nd[None]).eta_snp[0])
@@ -67,7 +67,7 @@ def at_the_posterior() -> Models:
 
 
 def variance(models: Models, form) -> np.ndarray:
-    """Var_q of a closed form's value, ``(n,)``, by quadrature."""
+    """Return the variance under q of a closed form's value, ``(n,)``, by quadrature."""
     mean = expected_terms(models, form).sum(0)
     return mean_under_q(
         models, lambda at: (form(models.point(at.z_snd)).total().numpy() - mean) ** 2
@@ -75,12 +75,13 @@ def variance(models: Models, form) -> np.ndarray:
 
 
 def test_d07_6_but_near_the_posterior_the_sampled_value_has_less():
-    # K = 1: both have the same mean (one component), so only the noise differs.
+    # With one component both closed forms have the same mean, so only the variances differ.
     near = at_the_posterior()
     sampled, analytic = variance(near, collapsed), variance(near, scale)
     assert np.median(sampled / analytic) < 0.2
     assert (sampled < analytic).all()
-    narrow = near.change(s2_nd=near.s2_nd / 50)  # far from it, the other way round
+    # Far from the posterior the opposite holds in most models.
+    narrow = near.change(s2_nd=near.s2_nd / 50)
     assert (variance(narrow, collapsed) > variance(narrow, scale)).mean() > 0.5
 
 
@@ -90,7 +91,7 @@ def weights(models: Models, s: int, *, seed: int = 0) -> torch.Tensor:
 
 
 def test_d07_7_the_average_weight_is_p_of_x():
-    # Where q(z|x) has tails like the prior's, so that the grid under q sees all of p(z|x).
+    # q(z|x) is as wide as the prior here, so that the grid under q covers p(z|x).
     models = batch(3, 1)
     wide = models.change(m_nd=models.mu_nkd.mean(1), s2_nd=0 * models.s2_nd + 4.0)
     log_p = log_p_x(wide)
@@ -105,7 +106,7 @@ def test_d07_7_the_average_weight_is_p_of_x():
 
 
 def two_particle_bound(models: Models, nodes: int = 301) -> np.ndarray:
-    """E log (w_1 + w_2) / 2 over a grid in both samples, ``(n,)``."""
+    """Return E log (w_1 + w_2) / 2 on a grid in both samples, ``(n,)``."""
     t_sd, w_s = standard_grid(1, nodes)
     z_snd = models.m_nd + np.sqrt(models.s2_nd) * t_sd[:, None, :]
     point = models.point(z_snd)
@@ -127,7 +128,7 @@ def test_d07_8_more_samples_tighten_the_bound():
     log_w = weights(few, 40_000).view(8, 5000, -1)
     pairs = torch.logaddexp(log_w[0], log_w[1]) - np.log(2)
     assert_mean(pairs, two, wrong={"one sample": one})
-    # In every draw: eight samples give at least what their four pairs give on average.
+    # In every draw, eight samples give at least the average over their four pairs.
     eight = log_w.logsumexp(0) - np.log(8)
     four_pairs = (log_w.view(2, 4, 5000, -1).logsumexp(0) - np.log(2)).mean(0)
     assert (eight >= four_pairs - TOLERANCE).all()
@@ -136,7 +137,7 @@ def test_d07_8_more_samples_tighten_the_bound():
 
 def test_d07_9_the_renyi_estimator_is_the_importance_weighted_closed_form():
     vae, cells = toy()
-    for formulation, c in (("collapsed", "collapsed"), ("structured", "sampled")):
+    for formulation, c in (("collapsed", "marginalized"), ("structured", "sampled")):
         objective = Objective(vae, formulation, "RenyiELBO", c, n_particles=4)
         with Watch() as watch:
             value = -objective.loss(cells)

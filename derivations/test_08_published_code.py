@@ -1,4 +1,4 @@
-"""Chapter 8: where the published code leaves its own formula."""
+"""Chapter 8: where the published code departs from its own formula."""
 
 import math
 
@@ -12,25 +12,33 @@ from oracle_programs import published, published_model
 from scipy import stats
 from torch import Tensor
 
-from pyro_scale.objectives import PUBLISHED, Constants, Point, scale, terms
+from pyro_scale.objectives import (
+    SCALE_1_1_2_OFFSETS,
+    EvaluationPoint,
+    NumericalOffsets,
+    scale,
+    terms,
+)
 from pyro_scale.programs import MixturePrior
 
 EPS, FLOOR = 1e-8, 1e-10
 
 
 def published_kl(model, z_nd: Tensor, loc_nd: Tensor, var_nd: Tensor) -> Tensor:
-    """The second value that elbo_SCALE returns; the first is given a perfect reconstruction."""
+    """Return the KL terms of elbo_SCALE, its second value; the reconstruction is perfect."""
     gamma, mu_c, var_c, pi = model.get_gamma(z_nd)
     x = torch.ones(len(z_nd), 1)
     _, kld = published("loss").elbo_SCALE(x, x, gamma, (mu_c, var_c, pi), (loc_nd, var_nd.log()))
     return kld
 
 
-def ours(constants, pi_k, loc_kd, var_kd, z_nd, loc_nd, var_nd) -> Tensor:
-    """Minus the KL terms of our ``scale``."""
+def ours(offsets, pi_k, loc_kd, var_kd, z_nd, loc_nd, var_nd) -> Tensor:
+    """Return the KL terms of our ``scale``; the likelihood is set to zero."""
     lik = torch.zeros(len(z_nd))
     return (
-        -scale(Point(z_nd, loc_nd, var_nd, pi_k.log(), loc_kd, var_kd, lik), constants=constants)
+        -scale(
+            EvaluationPoint(z_nd, loc_nd, var_nd, pi_k.log(), loc_kd, var_kd, lik), offsets=offsets
+        )
         .total()
         .sum()
     )
@@ -43,9 +51,9 @@ def inputs(n=6, k=3, d=2, var=1.0):
 
 def test_d08_1_multiplying_pi_lowers_the_loss_by_log_a_per_cell_without_end():
     pi_k, *rest = inputs()
-    start = ours(Constants(), pi_k, *rest)
+    start = ours(NumericalOffsets(), pi_k, *rest)
     for a in (2.0, 100.0, 1e8):
-        moved = ours(Constants(), a * pi_k, *rest)
+        moved = ours(NumericalOffsets(), a * pi_k, *rest)
         wrong = {"normalised": start, "one cell's worth": start - math.log(a)}
         assert_identity(
             moved.reshape(1), start.reshape(1) - 6 * math.log(a), terms=[30.0], wrong=wrong
@@ -67,7 +75,7 @@ def test_d08_2_gamma_turns_uniform_where_the_densities_underflow_the_floor():
     k, d = 5, 10
     loc_kd = 20 * torch.eye(k, d)
     var_kd, pi_k = torch.full((k, d), 16.0), torch.full((k,), 0.2)
-    z_nd = loc_kd[:1] + 4.0 * torch.ones(1, d)  # one standard deviation off in every dimension
+    z_nd = loc_kd[:1] + 4.0 * torch.ones(1, d)  # one standard deviation away in every dimension
     gamma = published_model(pi_k, loc_kd, var_kd).get_gamma(z_nd)[0]
     assert torch.allclose(gamma, torch.full((1, k), 0.2), rtol=0, atol=5e-4)
     log_n = terms.log_p_z_given_c(z_nd, loc_kd, var_kd)
@@ -77,8 +85,8 @@ def test_d08_2_gamma_turns_uniform_where_the_densities_underflow_the_floor():
     assert torch.allclose(with_floor, gamma, rtol=0, atol=1e-6)
 
 
-def share_resolved(d: int) -> float:
-    """P(gamma > 1/2 for the true one of five components): pi N(z) must exceed three floors."""
+def fraction_resolved(d: int) -> float:
+    """Return P(gamma > 1/2 for the true component of five), i.e. P(pi N(z) > three floors)."""
     threshold = 2 * math.log(0.2 / (3 * FLOOR)) - d * math.log(2 * math.pi)
     return float(stats.chi2.cdf(threshold, d))
 
@@ -89,19 +97,19 @@ def test_d08_2_more_latent_dimensions_are_enough(d):
     loc_kd, var_kd, pi_k = 20 * torch.eye(k, d), torch.ones(k, d), torch.full((k,), 0.2)
     z_nd = loc_kd[:1] + torch.randn(n, d)
     resolved = published_model(pi_k, loc_kd, var_kd).get_gamma(z_nd)[0][:, 0] > 0.5
-    wrong = {"all of them": 1.0, "two dimensions more": share_resolved(d + 2)}
-    assert_mean(resolved.double(), share_resolved(d), wrong=wrong)
+    wrong = {"all of them": 1.0, "two dimensions more": fraction_resolved(d + 2)}
+    assert_mean(resolved.double(), fraction_resolved(d), wrong=wrong)
     log_n = terms.log_p_z_given_c(z_nd, loc_kd, var_kd)
     assert terms.log_responsibilities(pi_k.log(), log_n).exp()[:, 0].min() > 0.99
-    assert share_resolved(20) < 1e-4
+    assert fraction_resolved(20) < 1e-4
 
 
 @pytest.mark.parametrize("floor", [1e-10, 1e-3, 1e-1])
 def test_d08_3_the_floor_costs_tightness_but_not_validity(floor):
     models = batch(3, 1)
-    constants = Constants(gamma_floor=floor)
+    offsets = NumericalOffsets(gamma_floor=floor)
     floored = mean_under_q(
-        models, lambda at: scale(models.point(at.z_snd), constants=constants).total().numpy()
+        models, lambda at: scale(models.point(at.z_snd), offsets=offsets).total().numpy()
     )
 
     def other_gamma(at):
@@ -126,21 +134,21 @@ def test_d08_4_the_variance_has_eps_once_in_gamma_and_twice_in_the_loss():
     var_nd = 1e-8 * var_nd
     arguments = (pi_k, loc_kd, var_kd, z_nd, loc_nd, var_nd)
     theirs = published_kl(published_model(pi_k, loc_kd, var_kd), z_nd, loc_nd, var_nd)
-    once = ours(Constants(gamma_floor=FLOOR, var_eps=EPS / 2), *arguments)
+    once = ours(NumericalOffsets(gamma_floor=FLOOR, var_eps=EPS / 2), *arguments)
     wrong = {
         "eps once in the loss": once,
-        "no eps": ours(Constants(gamma_floor=FLOOR), *arguments),
+        "no eps": ours(NumericalOffsets(gamma_floor=FLOOR), *arguments),
     }
-    right = ours(PUBLISHED, *arguments)
+    right = ours(SCALE_1_1_2_OFFSETS, *arguments)
     assert_identity(theirs.reshape(1), right.reshape(1), terms=[right.item()], wrong=wrong)
-    assert abs(right.item() - wrong["no eps"].item()) > 1.0  # nats: not small here
+    assert abs(right.item() - wrong["no eps"].item()) > 1.0  # nats; not small here
 
 
 @pytest.mark.parametrize(("x", "logit"), [(1.0, -30.0), (0.0, 30.0), (1.0, -100.0)])
 def test_d08_5_the_likelihood_is_clipped_and_its_gradient_vanishes_where_it_is_most_wrong(x, logit):
     logit_np, x_np = torch.tensor([[logit]], requires_grad=True), torch.tensor([[x]])
     theirs = -published("loss").binary_cross_entropy(torch.sigmoid(logit_np), x_np)
-    clipped = terms.bernoulli_log_lik(logit_np, x_np, eps=PUBLISHED.log_eps)
+    clipped = terms.bernoulli_log_lik(logit_np, x_np, eps=SCALE_1_1_2_OFFSETS.log_eps)
     exact = terms.bernoulli_log_lik(logit_np, x_np)
     assert theirs.item() == pytest.approx(clipped.item(), rel=1e-10)
     assert theirs.item() == pytest.approx(math.log(EPS), abs=1e-4)

@@ -1,4 +1,4 @@
-"""Chapter 9: the Poisson likelihood, and why the ladder does not notice it."""
+"""Chapter 9: the Poisson likelihood, and why the ladder is the same with it."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from oracle_programs import Watch, expected_terms, models_of, toy
 from scipy import special, stats
 
 from pyro_scale.objectives import Objective, collapsed, evaluate, mean_field, scale, terms
-from pyro_scale.programs import Cells
+from pyro_scale.programs import CellBatch
 
 
 def test_d09_1_the_term_is_the_poisson_log_mass_with_its_factorial():
@@ -46,7 +46,7 @@ def test_d09_2_the_rates_of_a_cell_add_up_to_its_depth(scale_of_z, depth, seed):
     vae, _ = toy(likelihood="poisson", seed=seed)
     z_nd = scale_of_z * torch.randn(3, 2)
     depth_n = torch.full((3,), depth).double()
-    log_rate_np = vae.likelihood.log_rate(z_nd.double(), Cells(torch.ones(3, 8), depth_n))
+    log_rate_np = vae.likelihood.log_rate(z_nd.double(), CellBatch(torch.ones(3, 8), depth_n))
     assert torch.isfinite(log_rate_np).all()
     assert torch.allclose(log_rate_np.exp().sum(-1), depth_n, rtol=1e-10)
 
@@ -56,10 +56,10 @@ def test_d09_3_it_is_a_multinomial_times_a_total_that_does_not_contain_z():
     z_snd = np.random.default_rng(0).normal(0, 1.5, (20, len(models), 1))
     at = models.at(z_snd)
     depth_n = models.x_np.sum(-1)
-    share_snp = special.softmax(at.eta_snp, -1)
+    profile_snp = special.softmax(at.eta_snp, -1)
     x_np = models.x_np
     ways = special.gammaln(depth_n + 1) - special.gammaln(x_np + 1).sum(-1)
-    multinomial = ways + special.xlogy(x_np, share_snp).sum(-1)
+    multinomial = ways + special.xlogy(x_np, profile_snp).sum(-1)
     total_n = stats.poisson.logpmf(depth_n, depth_n)
     ours = models.point(z_snd).log_lik_n
     wrong = {"multinomial alone": multinomial.ravel()}
@@ -98,7 +98,7 @@ def test_d09_5_the_lower_three_gaps_do_not_depend_on_the_likelihood():
     wrong = {"likelihood included": both[1] + likelihoods[0] - likelihoods[1]}
     assert_identity(both[0], both[1], terms=top, wrong=wrong)
     first = [log_p_x(m) - expected_terms(m, collapsed).sum(0) for m in (counts, binary)]
-    assert np.abs(first[0] - first[1]).max() > 0.1  # the first gap does
+    assert np.abs(first[0] - first[1]).max() > 0.1  # the first gap does depend on it
 
 
 def test_d09_6_the_program_computes_the_closed_form_with_the_poisson_likelihood():

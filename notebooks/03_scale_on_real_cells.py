@@ -14,13 +14,15 @@
 # %% [markdown]
 # # SCALE on real cells
 #
-# From an `.h5ad` file to clusters, an embedding, specific peaks and imputed accessibility. Then the question of
-# [the first notebook](01_why_gamma.ipynb) on real cells: SCALE puts $\gamma(z) = p(c|z)$ where the derivation says $q(c|x)$, and pays for it.
-# **Which cells pay?** And last, how far to believe the model: posterior predictive checks, calibration, the number of components, Pareto k̂.
+# This notebook goes from an `.h5ad` file to clusters, an embedding, cluster-specific peaks and imputed accessibility. It then takes the
+# question of [the first notebook](01_why_gamma.ipynb) to real cells: SCALE uses $\gamma(z) = p(c|z)$ where the derivation has $q(c|x)$,
+# and its bound is lower for it. **For which cells is this price high?** The last part asks how far the model can be trusted: calibration,
+# posterior predictive checks, the number of components, Pareto k̂.
 #
-# The cells are from the mouse forebrain (Preissl et al. 2018, doi:10.1038/s41593-018-0079-3, GSE100033), about half of them: the file
-# `forebrain_half.h5ad` in the folder that the environment variable `PYRO_SCALE_DATA` names. **Without it the notebook runs on simulated cells**,
-# with the same assertions; the next cell says which. The authors' cell types never enter the model. They score it.
+# The cells are from the mouse forebrain (Preissl et al. 2018, doi:10.1038/s41593-018-0079-3, GSE100033), about half of that data set: the
+# file `forebrain_half.h5ad` in the folder that the environment variable `PYRO_SCALE_DATA` names. **Without the file the notebook runs on
+# simulated cells**, with the same assertions; the next cell prints which data are used. The authors' cell types are never given to the
+# model. They are used only to evaluate it.
 
 # %%
 import os
@@ -37,7 +39,7 @@ import pyro_scale as ps
 
 # %matplotlib inline
 
-SHORT = bool(os.environ.get("PYRO_SCALE_SHORT"))  # the tests shrink the sizes, not the claims
+SHORT = bool(os.environ.get("PYRO_SCALE_SHORT"))  # set by the tests: smaller sizes, same assertions
 file = Path(os.environ.get("PYRO_SCALE_DATA", "")) / "forebrain_half.h5ad"
 real = file.is_file()
 if real:
@@ -51,7 +53,7 @@ if SHORT:
 print("REAL CELLS, mouse forebrain" if real else "SIMULATED CELLS")
 
 # %% [markdown]
-# Cells without a peak and peaks that are open in less than 1 % of the cells are left out, on a copy.
+# Cells without an open peak, and peaks that are open in less than 1 % of the cells, are removed, on a copy.
 
 # %%
 adata = ps.pp.filter_peaks(ps.pp.filter_cells(adata, min_peaks=1), min_cells=0.01)
@@ -64,8 +66,9 @@ adata
 # %% [markdown]
 # ## Training
 #
-# No labels, and no number of components: `None` leaves it to the modularity of clusters of the latent space. The first epochs have a plain
-# N(0, I) prior; then the mixture starts from clusters of the encoder's means, which is the step in the curve.
+# Training uses neither labels nor a given number of components: with `n_components=None`, K is chosen by the modularity of clusters in
+# latent space. During the first epochs the prior is N(0, I). Then the mixture is initialized from clusters of the encoder's means, which
+# causes the step in the curve.
 
 # %%
 model = ps.SCALE(adata, n_components=None)
@@ -82,7 +85,8 @@ assert 2 <= k <= 20
 # %% [markdown]
 # ## Clusters
 #
-# `to_anndata` gives a copy with all that the model says of the cells. The clusters are the mixture's own. t-SNE of z is for the eye.
+# `to_anndata` returns a copy of the AnnData with the model's results for the cells. The clusters are the components of the mixture. The
+# t-SNE of z serves only as a plot.
 
 # %%
 result = model.to_anndata(adata, imputed=True)
@@ -108,10 +112,10 @@ assert report.scores["ari"] > 0.25
 assert abs(ps.analysis.cluster_scores(shuffled, result.obs["scale_cluster"])["ari"]) < 0.05
 
 # %% [markdown]
-# ## Peaks that belong to a cluster
+# ## Cluster-specific peaks
 #
-# The specificity score of SCALE, and the 30 most specific peaks of each cluster. Peaks chosen on cells look good on these cells. So they are chosen on one half,
-# and looked at in the other.
+# SCALE's specificity score, and the 30 most specific peaks of each cluster. Peaks look more specific on the cells that were used to select
+# them. They are therefore selected on one half of the cells and shown on the other half.
 
 # %%
 half = np.random.default_rng(1).permutation(adata.n_obs) < adata.n_obs // 2
@@ -129,11 +133,11 @@ for name, peaks in by_cluster.items():
     of_peaks = np.asarray(x[~half][:, adata.var_names.get_indexer(peaks)].mean(1)).ravel()
     rates[name] = {
         "cells": int((others == name).sum()),
-        "open in it, %": 100 * of_peaks[others == name].mean(),
-        "elsewhere, %": 100 * of_peaks[others != name].mean(),
+        "open in the cluster, %": 100 * of_peaks[others == name].mean(),
+        "open in other cells, %": 100 * of_peaks[others != name].mean(),
     }
 rates = pd.DataFrame(rates).T
-rates["ratio"] = rates["open in it, %"] / rates["elsewhere, %"]
+rates["ratio"] = rates["open in the cluster, %"] / rates["open in other cells, %"]
 rates.round(2)
 
 # %%
@@ -142,8 +146,9 @@ assert (rates["ratio"] > 1.2).all()
 # %% [markdown]
 # ## Imputation
 #
-# The decoder's probability of every peak in every cell, beside what was seen. The labels score it: cells of one type should look alike. For
-# each cell, the correlation over peaks with the mean profile of its type (itself left out), observed against imputed.
+# The decoder's probability of every peak in every cell, next to the observed data. The labels serve to evaluate it, because cells of one
+# type should be similar. For each cell we compute the correlation over peaks with the mean profile of the other cells of its type, once for
+# the observed and once for the imputed accessibility.
 
 # %%
 ps.pl.imputation(result)
@@ -157,7 +162,7 @@ size_t = np.bincount(type_n)
 
 
 def correlation(values_np):
-    """With the mean observed profile of the other cells of its type, per cell."""
+    """Correlate each cell with the mean observed profile of the other cells of its type."""
     profile_np = (total_tp[type_n] - observed) / np.maximum(size_t[type_n] - 1, 1)[:, None]
     a = values_np - values_np.mean(1, keepdims=True)
     b = profile_np - profile_np.mean(1, keepdims=True)
@@ -166,15 +171,16 @@ def correlation(values_np):
 
 before, after = correlation(observed), correlation(imputed)
 print(
-    f"median correlation with its type: observed {np.median(before):.2f}, imputed {np.median(after):.2f}"
+    "median correlation of a cell with its type: "
+    f"observed {np.median(before):.2f}, imputed {np.median(after):.2f}"
 )
 assert (after > before).mean() > 0.95
 
 # %% [markdown]
 # ## The price of the substitution
 #
-# `get_elbo(bound=...)` evaluates any bound at the trained parameters, with the same draws of z for each. Its difference between the structured bound and
-# SCALE's is the price (D04.7):
+# `get_elbo(bound=...)` evaluates any of the bounds at the trained parameters, with the same draws of z for all of them. The difference
+# between the structured bound (`collapsed`) and SCALE's bound is the price (D04.7):
 
 # %%
 bounds = pd.DataFrame(
@@ -183,8 +189,8 @@ bounds = pd.DataFrame(
 bounds.mean().rename("nats per cell").to_frame().round(2)
 
 # %% [markdown]
-# That is right on average, but noisy for one cell, because the bounds sample different terms. The price is also a Jeffreys
-# divergence (D05.6), which needs no likelihood, is never negative, and takes a line:
+# This difference is right in expectation but noisy for a single cell, because the two bounds evaluate different terms at the sample. The
+# price is also a Jeffreys divergence (D05.6), which needs no likelihood, is never negative, and takes one line of code:
 #
 # $$L_{\mathrm{str}} - E[L_{\mathrm{scale}}] = E_{q(z|x)}\big[\mathrm{KL}(g^* \| \gamma(z)) + \mathrm{KL}(\gamma(z) \| g^*)\big] .$$
 
@@ -205,60 +211,65 @@ result.obs["price"] = price_n
 noisy_n = (bounds["collapsed"] - bounds["scale"]).to_numpy()
 error = (noisy_n - price_n).std() / len(price_n) ** 0.5
 print(
-    f"mean price: {price_n.mean():.3f} nats by the divergence, {noisy_n.mean():.3f} ± {error:.3f} by the bounds"
+    f"mean price: {price_n.mean():.3f} nats from the divergence, "
+    f"{noisy_n.mean():.3f} ± {error:.3f} from the bounds"
 )
 assert (price_n > -1e-6).all()
 assert abs(noisy_n.mean() - price_n.mean()) < 4.5 * error
 
 # %% [markdown]
-# ## Which cells pay?
+# ## For which cells is the price high?
 #
-# Four views. Where on the embedding; against how undecided the mixture is (the entropy of q(c|x)); and, with the labels, against how many of a cell's
-# 15 neighbours in z are of another type: zero inside a type, about a half where two types meet. And how unevenly it is paid.
+# Four plots of the price:
+#
+# - on the embedding;
+# - against the uncertainty of the cell's component, measured by the entropy of q(c|x);
+# - by the fraction of the cell's 15 nearest neighbors in z that are of another type: zero inside a type, about one half at the border of
+#   two types;
+# - its cumulative distribution over the cells.
 
 # %%
 near = NearestNeighbors(n_neighbors=16).fit(z_nd).kneighbors(z_nd)[1][:, 1:]
 other_n = (labels[near] != labels[:, None]).mean(1)
 entropy_n = stats.entropy(q_nk, axis=1)
-places = pd.cut(
-    other_n, [-0.01, 0.01, 1 / 3, 2 / 3, 1], labels=["none", "to a third", "to two thirds", "more"]
+fractions = pd.cut(
+    other_n, [-0.01, 0.01, 1 / 3, 2 / 3, 1], labels=["0", "to 1/3", "to 2/3", "above"]
 )
-by_place = pd.DataFrame({"price": price_n, "place": places}).groupby("place", observed=True)[
-    "price"
-]
-by_place = by_place.agg(["mean", "sem", "size"])
+by_fraction = pd.Series(price_n).groupby(fractions, observed=True).agg(["mean", "sem", "size"])
 
 with ps.pl.style():
     figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.4), layout="constrained")
-    (on_map, undecided), (meeting, share) = axes
+    (on_embedding, by_entropy, by_border, cumulative) = axes.flat
     order = np.argsort(price_n)
-    dots = on_map.scatter(
+    dots = on_embedding.scatter(
         *result.obsm["X_tsne"][order].T, c=price_n[order], s=7, lw=0, cmap="cividis_r",
         vmax=np.quantile(price_n, 0.98),
     )  # fmt: skip
-    figure.colorbar(dots, ax=on_map, label="price, nats", extend="max")
-    on_map.set(title="the price on the embedding", xticks=[], yticks=[])
-    undecided.scatter(entropy_n, price_n, s=6, lw=0, color=ps.pl.PALETTE[0], alpha=0.5)
-    undecided.set(title="by the mixture", xlabel="entropy of q(c|x), nats", ylabel="price, nats")
-    meeting.bar(
-        [f"{name}\n({n} cells)" for name, n in by_place["size"].items()],
-        by_place["mean"],
-        yerr=2 * by_place["sem"],
+    figure.colorbar(dots, ax=on_embedding, label="price, nats", extend="max")
+    on_embedding.set(title="t-SNE of z", xticks=[], yticks=[])
+    by_entropy.scatter(entropy_n, price_n, s=6, lw=0, color=ps.pl.PALETTE[0], alpha=0.5)
+    by_entropy.set(title="uncertainty of c", xlabel="entropy of q(c|x), nats", ylabel="price, nats")
+    by_border.bar(
+        [f"{name}\n({n} cells)" for name, n in by_fraction["size"].items()],
+        by_fraction["mean"],
+        yerr=2 * by_fraction["sem"],
         color=ps.pl.PALETTE[2],
         width=0.6,
         error_kw={"lw": 0.8},
     )
-    meeting.set(
-        title="where types meet", xlabel="neighbours of another type", ylabel="mean price, nats"
+    by_border.set(
+        title="borders between types",
+        xlabel="fraction of neighbors of another type",
+        ylabel="mean price, nats",
     )
     cumulated = np.cumsum(np.sort(price_n)[::-1]) / price_n.sum()
-    share.plot(
+    cumulative.plot(
         100 * np.arange(1, len(price_n) + 1) / len(price_n), 100 * cumulated, color=ps.pl.PALETTE[3]
     )
-    share.set(
-        title="who pays",
-        xlabel="cells, % (dearest first)",
-        ylabel="of the whole price, %",
+    cumulative.set(
+        title="cumulative price",
+        xlabel="cells, % (highest price first)",
+        ylabel="fraction of the total price, %",
         ylim=(0, 102),
     )
 plt.show()
@@ -270,9 +281,11 @@ inside, border = other_n == 0, (other_n > 1 / 3) & (other_n <= 2 / 3)
 test = stats.mannwhitneyu(price_n[border], price_n[inside], alternative="greater")
 tenth = cumulated[len(price_n) // 10]
 print(
-    f"inside a type {price_n[inside].mean():.4f}, where types meet {price_n[border].mean():.3f} nats per cell (p = {test.pvalue:.0e});\n"
-    f"rank correlation with the entropy {rank_entropy:.2f}, with the share of other types {rank_other:.2f};\n"
-    f"a tenth of the cells pays {100 * tenth:.0f} % of the price"
+    f"price inside a type {price_n[inside].mean():.4f}, at a border {price_n[border].mean():.3f} "
+    f"nats per cell (p = {test.pvalue:.0e});\n"
+    f"rank correlation of the price with the entropy {rank_entropy:.2f}, "
+    f"with the fraction of other types {rank_other:.2f};\n"
+    f"the tenth of the cells with the highest price has {100 * tenth:.0f} % of the total"
 )
 assert rank_entropy > 0.8
 assert rank_other > 0.3
@@ -281,9 +294,9 @@ assert price_n[border].mean() > 3 * price_n[inside].mean()
 assert tenth > 0.4
 
 # %% [markdown]
-# **So yes: the price is paid where cell types meet, and nearly nothing inside them.** The entropy knows it without labels: a cell pays
-# when p(c|z) changes over its q(z|x). In sum it is small beside what q(z|x) itself loses. The ladder has both, for a few
-# cells:
+# **The price is high at the borders between cell types, and nearly zero inside them.** The entropy of q(c|x) shows this without labels: the
+# price of a cell is high when p(c|z) changes over its q(z|x). On average it is small compared with the gap of q(z|x) itself. The ladder
+# shows both, for a few cells:
 
 # %%
 rungs = ps.ladder(model, n_cells=16 if SHORT else 40, n_samples=300 if SHORT else 1000)
@@ -299,39 +312,40 @@ assert (below > 0).all()
 assert summary.loc["gap_posterior", "mean"] > below.mean()
 
 # %% [markdown]
-# ## Does it predict what was seen?
+# ## Does the model predict the observed data?
 #
-# Draw z from q(z|x), then x from p(x|z), and compare with the data: how many peaks are open in a cell, how often a peak is open. A p-value says how far up among its
-# predictions the observation is. For a right model they are around a half, closer than uniform, because the prediction has seen the data. For comparison, a
-# model that is wrong about depth: every cell draws each peak at the peak's overall frequency.
+# Draw z from q(z|x), then x from p(x|z), and compare these predictions with the data: the number of open peaks per cell, and the frequency
+# of each peak. The posterior predictive p-value is the fraction of the predictions that lie above the observed value. For a correct model
+# these p-values concentrate around one half, more than a uniform distribution does, because the posterior has seen the data. For
+# comparison, a model that ignores depth: every cell draws each peak at the overall frequency of that peak.
 
 # %%
 tree = model.to_datatree(n_cells=200 if SHORT else 600, n_samples=25 if SHORT else 50, n_peaks=2000)
-predicted, seen = tree["posterior_predictive"], tree["observed_data"]
+predicted, observed_data = tree["posterior_predictive"], tree["observed_data"]
 pvalues = {
     name: ps.analysis.posterior_predictive_pvalues(
-        predicted[name].to_numpy()[0], seen[name].to_numpy()
+        predicted[name].to_numpy()[0], observed_data[name].to_numpy()
     )
     for name in ("n_open", "accessibility")
 }
 f_p = np.asarray(x.mean(0)).ravel()
 rng = np.random.default_rng(0)
 spread = np.sqrt((f_p * (1 - f_p)).sum())
-no_depth = rng.normal(f_p.sum(), spread, (200, len(seen["n_open"])))
+no_depth = rng.normal(f_p.sum(), spread, (200, len(observed_data["n_open"])))
 pvalues["without depth"] = ps.analysis.posterior_predictive_pvalues(
-    no_depth, seen["n_open"].to_numpy()
+    no_depth, observed_data["n_open"].to_numpy()
 )
 titles = {
-    "n_open": "open peaks of a cell",
-    "accessibility": "frequency of a peak",
-    "without depth": "open peaks, a wrong model",
+    "n_open": "open peaks per cell",
+    "accessibility": "peak frequency",
+    "without depth": "open peaks, no depth",
 }
 with ps.pl.style():
     figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.3), layout="constrained")
-    for ax, (name, title), colour in zip(axes, titles.items(), ps.pl.PALETTE, strict=False):
-        ax.hist(pvalues[name], np.linspace(0, 1, 21), color=colour)
+    for ax, (name, title), color in zip(axes, titles.items(), ps.pl.PALETTE, strict=False):
+        ax.hist(pvalues[name], np.linspace(0, 1, 21), color=color)
         ax.set(title=title, xlabel="posterior predictive p", xlim=(0, 1))
-    axes[0].set_ylabel("cells, or peaks")
+    axes[0].set_ylabel("cells (middle: peaks)")
 plt.show()
 
 # %%
@@ -339,12 +353,13 @@ extreme = {name: float(((p < 0.05) | (p > 0.95)).mean()) for name, p in pvalues.
 print({name: round(value, 3) for name, value in extreme.items()})
 assert extreme["n_open"] < 0.2  # a tenth, if p were uniform
 assert extreme["accessibility"] < 0.1
-assert extreme["without depth"] > 0.5  # the check can fail
+assert extreme["without depth"] > 0.5  # the check detects a wrong model
 
 # %% [markdown]
-# ## Are confident assignments right?
+# ## Are confident assignments correct?
 #
-# Clusters are matched to types one to one. Of cells that are assigned with probability 0.9, nine in ten should be of that type.
+# Clusters are matched one to one to cell types. Of the cells that are assigned with probability 0.9, nine in ten should be of the matched
+# type.
 
 # %%
 matching = {label: int(c) for c, label in report.matching.items()}
@@ -367,7 +382,7 @@ with ps.pl.style():
         )
     ax.set(
         xlabel="largest responsibility",
-        ylabel="share of that type",
+        ylabel="fraction of the matched type",
         xlim=(0.2, 1.02),
         ylim=(0, 1.02),
         title="calibration (numbers: cells)",
@@ -376,19 +391,21 @@ plt.show()
 
 # %%
 confidence = q_nk.max(1)
-right = q_nk.argmax(1) == of_n
-sure = confidence > 0.9
-print(f"mean confidence {confidence.mean():.2f}, right {right.mean():.2f}")
-assert right[sure].mean() > right[~sure].mean()  # confidence means something
+correct = q_nk.argmax(1) == of_n
+confident = confidence > 0.9
+print(f"mean confidence {confidence.mean():.2f}, fraction correct {correct.mean():.2f}")
+assert correct[confident].mean() > correct[~confident].mean()  # confidence is informative
 
 # %% [markdown]
-# On the forebrain they are **overconfident**, as probabilities of a *type*. The responsibilities are of components of the model: a type that the model splits, or
-# two that it takes together, is wrong with full confidence. Confident cells are right more often all the same. (On simulated cells, where components are types,
-# there is little of it.)
+# On the forebrain, the responsibilities are **overconfident** as probabilities of a *cell type*. They are probabilities of a component of
+# the model: if the model splits a type, or merges two types, the assignment may be wrong with full confidence. Confident assignments are
+# nevertheless correct more often than the others. (On simulated cells, where the components correspond to types, there is little
+# overconfidence.)
 #
 # ## How many components?
 #
-# Training chose by modularity. Here each K is trained anew on nine tenths of the cells; the rest tell, by their bound.
+# Training chose K by modularity. Here the model is trained again for each K on nine tenths of the cells, and evaluated by the bound of the
+# remaining tenth.
 
 # %%
 held_out = np.random.default_rng(2).permutation(adata.n_obs) < adata.n_obs // 10
@@ -406,9 +423,9 @@ mean, error = gain.mean(1), gain.std(1, ddof=1) / gain.shape[1] ** 0.5
 with ps.pl.style():
     figure, (left, right_ax) = plt.subplots(1, 2, figsize=(6.6, 2.5), layout="constrained")
     left.errorbar(ks, mean, 2 * error, fmt="o-", ms=4, color=ps.pl.PALETTE[0])
-    left.set(ylabel="held-out bound − that of K = 1, nats", title="cells not trained on")
+    left.set(ylabel="bound minus that of K = 1, nats", title="held-out cells")
     right_ax.plot(ks, [by_k[n]["ARI"] for n in ks], "o-", ms=4, color=ps.pl.PALETTE[2])
-    right_ax.set(ylabel="ARI with the labels", title="labels, to score", ylim=(0, 1))
+    right_ax.set(ylabel="ARI with the labels", title="all cells", ylim=(0, 1))
     for ax in (left, right_ax):
         ax.axvline(k, color="0.5", ls=":", lw=1)
         ax.set(xlabel="K (dotted: chosen by modularity)")
@@ -418,13 +435,13 @@ plt.show()
 chosen = ks.index(k)
 assert by_k[1]["ARI"] == 0
 assert by_k[k]["ARI"] > by_k[2]["ARI"]
-assert mean[chosen] > mean.max() - 4 * error.max()  # none is clearly better
+assert mean[chosen] > mean.max() - 4 * error.max()  # no other K is clearly better
 
 # %% [markdown]
 # ## Can q(z|x) be trusted?
 #
-# Pareto k̂ is the tail of the importance weights p(x,z)/q(z|x) of a cell. Above 0.7 q(z|x) misses some of p(z|x), and estimates of log p(x) by these weights
-# (`get_marginal_ll`) are not to be relied on.
+# Pareto k̂ measures how heavy the tail of a cell's importance weights p(x,z)/q(z|x) is. Above 0.7, q(z|x) misses part of p(z|x), and
+# estimates of log p(x) from these weights (`get_marginal_ll`) are unreliable.
 
 # %%
 k_hat = model.get_pareto_k(n_samples=200 if SHORT else 1000).to_numpy()
@@ -446,24 +463,24 @@ plt.show()
 
 # %%
 some, bias = adata[:100], model.vae.encoder.raw_var.bias
-with torch.no_grad():  # the check can tell: a q(z|x) that is made too narrow
+with torch.no_grad():  # the power of this check: k-hat of a q(z|x) that is too narrow
     kept = bias.clone()
     bias -= 3
     too_narrow = np.median(model.get_pareto_k(some, n_samples=200))
     bias.copy_(kept)
-as_it_is = np.median(model.get_pareto_k(some, n_samples=200))
-print(f"median k-hat of 100 cells: {as_it_is:.2f}, made too narrow: {too_narrow:.2f}")
-assert too_narrow > as_it_is + 0.2
+trained = np.median(model.get_pareto_k(some, n_samples=200))
+print(f"median k-hat of 100 cells: trained q {trained:.2f}, narrower q {too_narrow:.2f}")
+assert too_narrow > trained + 0.2
 assert 0 < (k_hat > limit).mean() < 1
 
 # %% [markdown]
 # ## What to take home
 #
-# | question | answer | where |
+# | question | answer | section |
 # |---|---|---|
-# | Does the mixture find the types? | Yes, as far as they are apart; the confusion matrix says which it takes together. | clusters |
-# | What does putting γ for q(c\|x) cost? | A small part of the bound on average, | D05.6, D05.7 |
-# | Who pays? | cells between types; the entropy of q(c\|x) finds them without labels. | D05.12, D05.13 |
-# | Does the model predict the data? | Depth and frequencies of peaks, yes. | predictive checks |
-# | Are its probabilities those of types? | No: overconfident. Use them to rank cells. | calibration |
-# | Is log p(x) known? | Not for cells with k̂ above 0.7: report a bound there. | k̂ |
+# | Does the mixture find the types? | Yes, as far as they are separated; the confusion matrix shows which types are merged. | Clusters |
+# | What does using γ for q(c\|x) cost? | A small part of the bound on average (D05.6, D05.7). | The price |
+# | For which cells is the price high? | Cells between types; the entropy of q(c\|x) finds them without labels (D05.12, D05.13). | The price |
+# | Does the model predict the data? | Yes: depth and peak frequencies. | Predictive checks |
+# | Are its probabilities those of types? | No, they are overconfident. Use them to rank cells. | Calibration |
+# | Is log p(x) known? | Not for cells with k̂ above 0.7: report a bound for those. | Pareto k̂ |

@@ -1,4 +1,4 @@
-"""SCALE for single-cell ATAC-seq as Pyro programs: every objective computed twice and compared.
+"""SCALE for single-cell ATAC-seq as Pyro programs, with closed forms of every objective.
 
 >>> import pyro_scale as ps
 >>> adata = ps.simulate(n_cells=60, n_peaks=200, n_clusters=2, density=0.1, seed=0)
@@ -12,17 +12,18 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from pyro_scale import analysis, data, pp
-from pyro_scale.comparison import agreement, compare, ladder, nuts_latent
+from pyro_scale import analysis, data
+from pyro_scale import preprocessing as pp
+from pyro_scale.comparison import compare, compare_to_nuts, ladder, sample_latent_nuts
 from pyro_scale.data import read, simulate
-from pyro_scale.errors import (
+from pyro_scale.exceptions import (
     BusyError,
     CheckpointError,
     DataError,
     ModelFileError,
     NonFiniteError,
     NotTrainedError,
-    OutOfMemory,
+    OutOfMemoryError,
 )
 from pyro_scale.objectives import register
 from pyro_scale.scale import SCALE
@@ -38,17 +39,17 @@ __all__ = [
     "ModelFileError",
     "NonFiniteError",
     "NotTrainedError",
-    "OutOfMemory",
-    "agreement",
+    "OutOfMemoryError",
     "analysis",
     "compare",
+    "compare_to_nuts",
     "data",
     "ladder",
-    "nuts_latent",
     "pl",
     "pp",
     "read",
     "register",
+    "sample_latent_nuts",
     "simulate",
 ]
 
@@ -56,7 +57,7 @@ __version__ = version("pyro-scale")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """``ps.pl`` with its first use: matplotlib takes long to import."""
+    """Import ``ps.pl`` on first use, because matplotlib is slow to import."""
     if name == "pl":
         return import_module("pyro_scale.plotting")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``python -m pyro_scale``: the command line."""
+"""Run the command line with ``python -m pyro_scale``."""
 
 from pyro_scale.cli import main
 

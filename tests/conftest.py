@@ -12,8 +12,14 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from figures import a_result, state_of_matplotlib
-from tempered import EXACT, ON_AVERAGE, TEMPERED, TWIN, all_that_is_registered
+from helpers.figures import a_result, state_of_matplotlib
+from helpers.registered_formulation import (
+    CLOSED_FORM,
+    EXACT,
+    ON_AVERAGE,
+    TEMPERED,
+    all_that_is_registered,
+)
 
 import pyro_scale as ps
 
@@ -104,7 +110,7 @@ def published():
 @pytest.fixture
 def registered():
     """A formulation beside the package's own."""
-    with ps.register(TEMPERED, [EXACT, ON_AVERAGE], TWIN) as registration:
+    with ps.register(TEMPERED, [EXACT, ON_AVERAGE], CLOSED_FORM) as registration:
         yield registration
 
 

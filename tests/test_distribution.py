@@ -57,7 +57,7 @@ def sources(*places):
 
 
 def test_the_wheel_is_the_package_and_its_licence(wheel):
-    package = sources("pyro_scale")
+    package = sources("pyro_scale") - {"pyro_scale/conftest.py"}  # the examples' names
     assert {"pyro_scale/py.typed", "pyro_scale/__init__.py", "pyro_scale/cli/run.py"} <= package
     assert members(wheel) == package | INFO | {f"{NAME}.dist-info/licenses/LICENSE"}
 
@@ -65,7 +65,10 @@ def test_the_wheel_is_the_package_and_its_licence(wheel):
 def test_the_source_distribution_is_what_the_tests_need(sdist):
     places = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     wanted = sources(*places, "README.md", "LICENSE", "pyproject.toml", ".gitignore")
-    assert {"tests/golden/0.1.0/expected.json", "notebooks/01_why_gamma.ipynb"} <= wanted
+    assert {
+        "tests/serialization/golden/0.1.0/expected.json",
+        "notebooks/01_why_gamma.ipynb",
+    } <= wanted
     assert members(sdist) == {f"{NAME}/{name}" for name in wanted | {"PKG-INFO"}}
 
 

@@ -12,7 +12,10 @@ import pyro_scale as ps
 ROOT = Path(__file__).parent.parent
 PROSE = sorted(
     path
-    for pattern in ("*.md", "derivations/*.md", "notebooks/*.md", "notebooks/*.py")
+    for pattern in (
+        *("*.md", "derivations/*.md", "notebooks/*.md", "notebooks/*.py"),
+        "tests/benchmarks/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 LINK = re.compile(r"\[[^\[\]]*(?:\[[^\]]*\][^\[\]]*)*\]\(<?([^()\s>]+)>?\)")
@@ -97,7 +100,7 @@ def test_the_model_page_runs(tmp_path, monkeypatch):
         exec(compile(block, "model.md", "exec"), names)
     assert names["z"].shape == (300, 5)
     assert names["q_c"].shape == (300, 3)
-    assert set(names["table"].to_frame()["verdict"]) <= {"holds", "unsupported"}
+    assert set(names["table"].to_frame()["status"]) <= {"holds", "unsupported"}
     asked = {name for name in dir(ps.SCALE) if name.startswith("get_")}
     assert asked <= set(re.findall(r"model\.(get_\w+)", page)) | {
         "get_binary_accessibility",

@@ -34,7 +34,7 @@ PUBLIC = (
     "pyro_scale.objectives",
     "pyro_scale.objectives.terms",
     "pyro_scale.plotting",
-    "pyro_scale.pp",
+    "pyro_scale.preprocessing",
     "pyro_scale.programs",
     "pyro_scale.training",
 )
@@ -56,7 +56,7 @@ def public_names() -> dict[str, Any]:
     return found
 
 
-def constants() -> dict[str, str]:
+def offsets() -> dict[str, str]:
     """The public names that are no function, class or module, with where they may be defined."""
     return {
         name: module.__name__
@@ -166,7 +166,7 @@ def test_public_name_is_documented(name):
     assert faults(public_names()[name]) == []
 
 
-@pytest.mark.parametrize("name", sorted(constants()))
+@pytest.mark.parametrize("name", sorted(offsets()))
 def test_public_constant_is_explained_below_it(name):
     package = Path(ps.__file__).parent
     for path in package.rglob("*.py"):

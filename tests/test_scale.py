@@ -35,7 +35,7 @@ def adata():
         ({"n_latent": 0}, "n_latent=0"),
         ({"hidden": 64}, "hidden=64 must be a tuple of widths"),
         ({"hidden": (64, 0)}, "hidden=(64, 0)"),
-        ({"hidden": (), "preset": "plain"}, "hidden=() leaves an encoder that reads the peaks no"),
+        ({"hidden": (), "preset": "plain"}, "hidden=() is an encoder without a layer that reads"),
         ({"decoder_hidden": (1.5,)}, "decoder_hidden=(1.5,)"),
         ({"formulation": "vade"}, "formulation='vade' is not known; choose one of collapsed"),
         ({"estimator": "ELBO"}, "estimator='ELBO'"),
@@ -79,7 +79,7 @@ def test_a_setting_of_training_that_cannot_be_meant(adata, options, words):
 def test_numpy_integers_are_integers(adata, tmp_path):
     model = small_scale(adata, np.int64(3), hidden=[np.int32(16)], seed=np.uint8(0))
     model.save(tmp_path / "model")  # and JSON has them
-    assert model.configuration == small_scale(adata).configuration
+    assert model.config == small_scale(adata).config
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_clusters_that_are_there_are_found(likelihood):
 def test_every_formulation_rises_and_moves_every_parameter(adata, formulation, preset):
     model = small_scale(adata, formulation=formulation, preset=preset)
     before = {name: p.clone() for name, p in model.vae.named_parameters()}
-    settings = {"hidden_share": 0, "decoder_precision": 50.0, "lr": 3e-3, "n_particles": 20}
+    settings = {"mask_rate": 0, "decoder_precision": 50.0, "lr": 3e-3, "n_particles": 20}
     train(model, 5, warmup_epochs=0, kl_warmup_epochs=0, **settings)
     still = [name for name, p in model.vae.named_parameters() if torch.equal(p, before[name])]
     assert not still
@@ -221,7 +221,7 @@ def test_the_callers_process_is_left_alone(adata, tmp_path, caplog):
         getattr(model, verb)()
     model.get_latent_representation(give_mean=False)
     model.get_marginal_ll(n_mc_samples=2)
-    ps.pl.run(model.to_anndata(), history=model.history, save=tmp_path / "figure.png")
+    ps.pl.summary(model.to_anndata(), history=model.history, save=tmp_path / "figure.png")
     model.save(tmp_path / "model")
     ps.SCALE.load(tmp_path / "model", adata)
     assert process_state() == before
@@ -265,4 +265,4 @@ def test_ctrl_c_leaves_a_model_with_its_history(adata, tmp_path, epoch, is_train
         np.testing.assert_array_equal(again.get_responsibilities(), model.get_responsibilities())
     train(model, 5)
     assert len(model.history) == 5
-    assert model.configuration.n_components == model.vae.n_components
+    assert model.config.n_components == model.vae.n_components

@@ -1,12 +1,6 @@
-"""What is read off a trained model: clusters and their scores, peaks that belong to them."""
+"""Clusters, cluster scores, peak specificity, embeddings and diagnostics of the posterior."""
 
 from pyro_scale.analysis.clustering import kmeans_clusters, leiden_clusters
-from pyro_scale.analysis.clusters import (
-    ClusterReport,
-    cluster_report,
-    cluster_scores,
-    match_clusters,
-)
 from pyro_scale.analysis.diagnostics import (
     calibration,
     importance_log_evidence,
@@ -14,8 +8,13 @@ from pyro_scale.analysis.diagnostics import (
     posterior_predictive_pvalues,
 )
 from pyro_scale.analysis.embedding import embed
-from pyro_scale.analysis.latent_specificity import latent_specificity
-from pyro_scale.analysis.specificity import peak_specificity, specific_peaks
+from pyro_scale.analysis.metrics import (
+    ClusterReport,
+    cluster_report,
+    cluster_scores,
+    match_clusters,
+)
+from pyro_scale.analysis.specificity import latent_specificity, peak_specificity, specific_peaks
 
 __all__ = [
     "ClusterReport",

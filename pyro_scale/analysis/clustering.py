@@ -1,4 +1,4 @@
-"""Clusters of the latent means by other methods than the mixture."""
+"""k-means and Leiden clusters of the latent means, as alternatives to the mixture's clusters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_scale._validation import check_int, check_number, check_seed
 from pyro_scale.analysis.embedding import (
     as_latent,
     neighbor_graph,
     scanpy_module,
     threads_kept,
 )
-from pyro_scale.checks import check_number, check_seed, check_whole
 
 __all__ = ["kmeans_clusters", "leiden_clusters"]
 
@@ -26,21 +26,21 @@ def _categorical(codes: NDArray[np.intp], n_clusters: int) -> pd.Categorical:
 
 
 def kmeans_clusters(latent_nd: ArrayLike, n_clusters: int, *, seed: int = 0) -> pd.Categorical:
-    """k-means, the best of 20 starts, as the published SCALE clusters.
+    """Cluster latent means by k-means, with the best of 20 random starts, as in SCALE.
 
     Parameters
     ----------
     latent_nd
         Latent means, shape ``(n, d)``.
     n_clusters
-        K, at most the number of cells.
+        Number of clusters K, at most the number of cells.
     seed
-        Of the starts.
+        Seed of the random number generator that draws the initial centers.
 
     Returns
     -------
     Categorical
-        One entry per cell, categories ``"0"`` to ``"K-1"``.
+        Cluster of each cell, shape ``(n,)``, with the categories ``"0"`` to ``"K-1"``.
 
     Examples
     --------
@@ -48,15 +48,15 @@ def kmeans_clusters(latent_nd: ArrayLike, n_clusters: int, *, seed: int = 0) -> 
     True
     """
     z_nd = as_latent(latent_nd)
-    n_clusters, seed = check_whole("n_clusters", n_clusters), check_seed(seed)
+    n_clusters, seed = check_int("n_clusters", n_clusters), check_seed(seed)
     if n_clusters > len(z_nd):
         raise ValueError(
             f"n_clusters={n_clusters} for {len(z_nd)} cells; expected 1 to {len(z_nd)}."
         )
-    from sklearn.cluster import KMeans  # here, because it takes long to import
+    from sklearn.cluster import KMeans  # imported here because it is slow
 
     with threads_kept(), warnings.catch_warnings():
-        # Fewer distinct cells than clusters: then some clusters are empty, and may be.
+        # Empty clusters are allowed: there may be fewer distinct cells than clusters.
         warnings.filterwarnings("ignore", message="Number of distinct clusters")
         codes = KMeans(n_clusters, n_init=20, random_state=seed).fit_predict(z_nd)
     return _categorical(codes, n_clusters)
@@ -65,23 +65,24 @@ def kmeans_clusters(latent_nd: ArrayLike, n_clusters: int, *, seed: int = 0) -> 
 def leiden_clusters(
     latent_nd: ArrayLike, *, resolution: float = 1.0, n_neighbors: int = 30, seed: int = 0
 ) -> pd.Categorical:
-    """Leiden communities of the graph of nearest neighbours, by scanpy and igraph.
+    """Cluster latent means by Leiden on their nearest-neighbor graph, with scanpy and igraph.
 
     Parameters
     ----------
     latent_nd
         Latent means, shape ``(n, d)``, of at least three cells.
     resolution
-        More is more clusters.
+        Resolution parameter of Leiden, positive; a larger value gives more clusters.
     n_neighbors
-        Size of the neighbourhood, at most the other cells.
+        Number of nearest neighbors per cell; reduced to the number of other cells if larger.
     seed
-        Of the neighbours and of Leiden.
+        Seed of the random number generators of the neighbor search and of Leiden.
 
     Returns
     -------
     Categorical
-        One entry per cell, categories ``"0"`` (the largest) to ``"K-1"``.
+        Cluster of each cell, shape ``(n,)``, with the categories ``"0"`` (the largest cluster) to
+        ``"K-1"``.
 
     Raises
     ------
@@ -102,13 +103,15 @@ def leiden_clusters(
     """
     z_nd = as_latent(latent_nd)
     if len(z_nd) < 3:
-        raise ValueError(f"{len(z_nd)} cells are too few for a graph of neighbours; three will do.")
+        raise ValueError(
+            f"{len(z_nd)} cells are too few for a neighbor graph; expected at least three."
+        )
     if check_number("resolution", resolution) <= 0:
         raise ValueError(f"resolution={resolution} must be positive.")
     check_seed(seed)
     scanpy = scanpy_module()
     try:
-        import_module("igraph")  # what scanpy calls
+        import_module("igraph")  # scanpy calls it
     except ImportError as error:
         raise ImportError('Leiden needs igraph: pip install "pyro-scale[scanpy]".') from error
     cells = neighbor_graph(z_nd, n_neighbors, seed)

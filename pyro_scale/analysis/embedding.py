@@ -1,4 +1,4 @@
-"""Two dimensions for the eye, and the graph of neighbours they come from."""
+"""Two-dimensional embeddings for plotting (UMAP, t-SNE) and the nearest-neighbor graph."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_scale.checks import (
+from pyro_scale._validation import (
     check_array,
     check_choice,
+    check_int,
     check_number,
     check_seed,
-    check_whole,
 )
 
 __all__ = [
@@ -30,23 +30,23 @@ __all__ = [
 
 EmbeddingMethod = Literal["umap", "tsne"]
 
-_FEWEST = 5  # cells that have enough neighbours for either method
+_MIN_CELLS = 5  # with fewer, neither method has enough neighbors
 
 
 def scanpy_module() -> Any:
-    """Scanpy, which takes long to import and is an extra."""
+    """Import scanpy, an optional dependency that is slow to import."""
     try:
-        with warnings.catch_warnings():  # which its imports add filters to
+        with warnings.catch_warnings():  # its imports add warning filters
             import scanpy
     except ImportError as error:
         raise ImportError(
-            'this needs scanpy: pip install "pyro-scale[scanpy]" (t-SNE and k-means do without).'
+            'this needs scanpy: pip install "pyro-scale[scanpy]" (t-SNE and k-means do not).'
         ) from error
     return scanpy
 
 
 def as_latent(latent_nd: ArrayLike) -> NDArray[np.float32]:
-    """Checked: a matrix of finite numbers."""
+    """Return the latent means as a float32 matrix; raise ValueError unless all are finite."""
     z_nd = check_array("latent_nd", latent_nd, np.float32)
     if z_nd.ndim != 2 or 0 in z_nd.shape:
         raise ValueError(f"latent_nd has shape {z_nd.shape}; expected cells x dimensions.")
@@ -57,17 +57,16 @@ def as_latent(latent_nd: ArrayLike) -> NDArray[np.float32]:
 
 @contextmanager
 def threads_kept() -> Iterator[None]:
-    """Give every thread pool back as it was: numba, which UMAP runs on, resets torch's."""
-    # Scikit-learn depends on it.
-    from threadpoolctl import threadpool_limits
+    """Restore the number of threads on exit, because Numba, which UMAP uses, changes torch's."""
+    from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
     with threadpool_limits(limits=None):
         yield
 
 
 def neighbor_graph(latent_nd: NDArray[np.float32], n_neighbors: int, seed: int) -> AnnData:
-    """An AnnData that holds scanpy's graph of nearest neighbours, of fewer where cells are few."""
-    check_whole("n_neighbors", n_neighbors, least=2)
+    """Return an AnnData with scanpy's graph of at most ``n_neighbors`` nearest neighbors."""
+    check_int("n_neighbors", n_neighbors, least=2)
     scanpy = scanpy_module()
     cells = AnnData(obsm={"latent": latent_nd})
     n_neighbors = min(n_neighbors, len(latent_nd) - 1)
@@ -84,7 +83,9 @@ def embed(
     min_dist: float = 0.1,
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """Two dimensions for the eye, shape ``(n, 2)``; distances in them mean little.
+    """Embed latent means in two dimensions for plotting.
+
+    Distances in the embedding are not meaningful.
 
     Parameters
     ----------
@@ -92,19 +93,27 @@ def embed(
         Latent means, shape ``(n, d)``.
     method
         ``"umap"`` by scanpy (``pip install "pyro-scale[scanpy]"``), or ``"tsne"`` by
-        scikit-learn, started from the first principal components. Fewer than five cells: their
-        first two dimensions.
-    n_neighbors, min_dist
-        Of UMAP: size of the neighbourhood (at most the other cells), and how close points lie.
+        scikit-learn, initialized with the first principal components. For fewer than five cells
+        either method returns the first two latent dimensions.
+    n_neighbors
+        Number of nearest neighbors per cell in UMAP; reduced to the number of other cells if
+        larger.
+    min_dist
+        Minimum distance between points in UMAP's embedding, from 0 to 1.
     seed
-        Of either method.
+        Seed of the random number generator of either method.
+
+    Returns
+    -------
+    ndarray
+        Coordinates, shape ``(n, 2)``.
 
     Raises
     ------
     ValueError
-        For another method, or latent means that are not a matrix of finite numbers.
+        If ``method`` is not known, or the latent means are not a matrix of finite numbers.
     ImportError
-        If UMAP is asked for without scanpy.
+        If ``method`` is ``"umap"`` and scanpy is not installed.
 
     References
     ----------
@@ -117,24 +126,24 @@ def embed(
     (4, 2)
     """
     check_choice("method", method, get_args(EmbeddingMethod))
-    check_whole("n_neighbors", n_neighbors, least=2)
+    check_int("n_neighbors", n_neighbors, least=2)
     check_number("min_dist", min_dist, least=0, most=1)
     check_seed(seed)
     z_nd = as_latent(latent_nd)
-    if len(z_nd) < _FEWEST:
+    if len(z_nd) < _MIN_CELLS:
         return np.pad(z_nd, ((0, 0), (0, 2)))[:, :2]
     if method == "tsne":
-        from sklearn.manifold import TSNE  # here, because it takes long to import
+        from sklearn.manifold import TSNE  # imported here because it is slow
 
         perplexity = min(30.0, (len(z_nd) - 1) / 3)
         init = "pca" if min(z_nd.shape) >= 2 else "random"
         tsne = TSNE(perplexity=perplexity, init=init, random_state=seed)
         with threads_kept():
-            places_nd: NDArray[np.float32] = tsne.fit_transform(z_nd).astype(np.float32)
-        return places_nd
+            xy_n2: NDArray[np.float32] = tsne.fit_transform(z_nd).astype(np.float32)
+        return xy_n2
     cells = neighbor_graph(z_nd, n_neighbors, seed)
     with threads_kept(), warnings.catch_warnings():
-        # A fixed seed makes UMAP run on one thread, as it should.
+        # UMAP warns that a fixed seed makes it run on one thread, which is intended.
         warnings.filterwarnings("ignore", message="n_jobs value", category=UserWarning)
         scanpy_module().tl.umap(cells, min_dist=min_dist, random_state=seed)
     return np.asarray(cells.obsm["X_umap"], dtype=np.float32)

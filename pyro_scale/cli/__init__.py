@@ -1,4 +1,4 @@
-"""The command line: run, compare and demo."""
+"""The command line ``pyro-scale`` with its commands run, compare and demo."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from pyro_scale.cli._options import join_width_options
 from pyro_scale.cli.compare import compare
 from pyro_scale.cli.demo import demo
-from pyro_scale.cli.options import spread
 from pyro_scale.cli.run import run
 
 __all__ = ["app", "main"]
@@ -21,15 +21,15 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="SCALE for single-cell ATAC-seq as Pyro programs.",
-    # --max_iter is --max-iter, as in the original SCALE.
+    # The original SCALE spells options with underscores: --max_iter means --max-iter.
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
 for command in (run, compare, demo):
     app.command()(command)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"pyro-scale {version('pyro-scale')}")
         raise typer.Exit
 
@@ -38,14 +38,16 @@ def _version(asked: bool) -> None:
 def about(
     _: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """SCALE for single-cell ATAC-seq as Pyro programs."""
 
 
 def main() -> None:
-    """Entry point of ``pyro-scale``."""
+    """Run the command ``pyro-scale`` with the arguments of this process."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore", category=FutureWarning)
-    app(args=spread(sys.argv[1:]))
+    app(args=join_width_options(sys.argv[1:]))

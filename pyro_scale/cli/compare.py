@@ -1,4 +1,4 @@
-"""``pyro-scale compare``: every ELBO twice, on a file's cells."""
+"""The command ``pyro-scale compare``: check every objective against its closed form."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Annotated
 import typer
 
 import pyro_scale as ps
-from pyro_scale import pp
-from pyro_scale.cli.inputs import read_cells
-from pyro_scale.cli.options import Files, Layer, Likelihood, Peaks, Seed
-from pyro_scale.cli.terminal import console, progress, say, show, told
+from pyro_scale import preprocessing as pp
+from pyro_scale.cli._console import cli_errors, console, echo, progress, show
+from pyro_scale.cli._files import read_cells
+from pyro_scale.cli._options import MODEL, OUTPUT, Files, Layer, Likelihood, Peaks
 
 __all__ = ["compare", "compare_model"]
 
+_PANEL = "Comparison"
 
-def _refuse_unwritable(json: Path | None, plot: Path | None) -> None:
-    """Before the work, not after it."""
+
+def _check_writable(json: Path | None, plot: Path | None) -> None:
+    """Check that both output files can be written, before the computation starts."""
     for path in (json, plot):
         if path is not None and not path.parent.is_dir():
             raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; make it.")
@@ -28,47 +30,71 @@ def _refuse_unwritable(json: Path | None, plot: Path | None) -> None:
 def compare_model(
     model: ps.SCALE, n_cells: int, n_samples: int, seed: int, json: Path | None, plot: Path | None
 ) -> None:
-    """Show the table and write it where asked."""
+    """Compare, print the table, and write it to ``json`` and ``plot`` if they are given."""
     table = ps.compare(model, n_cells=n_cells, n_samples=n_samples, seed=seed, progress=progress)
     show(table)
     if json is not None:
         table.to_json(json)
-        say(f"wrote {json}")
+        echo(f"wrote {json}")
     if plot is not None:
         table.plot().savefig(plot)
-        say(f"wrote {plot}")
+        echo(f"wrote {plot}")
     if any(row.holds is False for row in table.rows):
         raise typer.Exit(2)
 
 
 def compare(
     files: Files = None,
-    n_components: Annotated[
-        int, typer.Option("-k", "--n-components", help="Number of mixture components.")
-    ] = 8,
-    seed: Seed = 0,
-    n_cells: Annotated[int, typer.Option(help="Cells to compare on.")] = 48,
-    n_samples: Annotated[int, typer.Option(help="Draws per row.")] = 24,
     layer: Layer = None,
     peaks: Peaks = None,
+    n_components: Annotated[
+        int,
+        typer.Option(
+            "-k",
+            "--n-components",
+            help="Number of mixture components.",
+            rich_help_panel=MODEL,
+        ),
+    ] = 8,
     likelihood: Likelihood = "bernoulli",
-    json: Annotated[Path | None, typer.Option(help="Write rows and reasons here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the figure here (.png, .pdf).")] = None,
+    n_cells: Annotated[
+        int,
+        typer.Option(help="Number of cells to evaluate the objectives on.", rich_help_panel=_PANEL),
+    ] = 48,
+    n_samples: Annotated[
+        int,
+        typer.Option(help="Number of draws per objective.", rich_help_panel=_PANEL),
+    ] = 24,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of all random numbers.", rich_help_panel=_PANEL)
+    ] = 0,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file for the table, with the reason for each status.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="File for the figure (.png, .pdf or .svg).", rich_help_panel=OUTPUT),
+    ] = None,
 ) -> None:
-    """Compute every ELBO twice on FILES' cells, by Pyro and by closed form; show the table.
+    """Compute every ELBO by Pyro and by its closed form, and print whether the two agree.
 
-    The model is the plain one of the paper, after a short warm-up, in float64. The exit code
-    is 2 if a row fails.
+    The model is the plain one of the paper, on cells of FILES, in float64, after a short warm-up.
+
+    The exit code is 2 if an objective fails.
     """
-    with told():
+    with cli_errors():
         console.print(f"seed {seed}")
-        _refuse_unwritable(json, plot)
+        _check_writable(json, plot)
         adata = read_cells(files or [], peaks=peaks, batch_key=None)
         model = ps.SCALE(
             pp.filter_cells(adata, min_peaks=1, layer=layer),
             n_components,
             preset="plain",
-            likelihood=likelihood,  # type: ignore[arg-type]  # checked there
+            likelihood=likelihood,  # type: ignore[arg-type]  # SCALE checks it
             layer=layer,
             seed=seed,
         )

@@ -1,4 +1,4 @@
-"""``pyro-scale demo``: the whole package on cells that are simulated."""
+"""The command ``pyro-scale demo``: train and compare on simulated cells."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import time
 from pathlib import Path
 
 import pyro_scale as ps
+from pyro_scale.cli._console import cli_errors, console, echo
+from pyro_scale.cli._files import Outputs, output_folder
+from pyro_scale.cli._options import Out, Overwrite, Seed
 from pyro_scale.cli.compare import compare_model
-from pyro_scale.cli.options import Out, Overwrite, Seed
-from pyro_scale.cli.outputs import Outputs, claimed
-from pyro_scale.cli.terminal import console, say, told
 
 __all__ = ["demo"]
 
 
 def demo(output: Out = Path("scale_output"), seed: Seed = 0, overwrite: Overwrite = False) -> None:
-    """Simulate cells, train on them, and compare the objectives: about two minutes."""
-    with told(), claimed(output, overwrite=overwrite):
+    """Simulate cells, train on them, and compare the objectives (about two minutes)."""
+    with cli_errors(), output_folder(output, overwrite=overwrite):
         started = time.perf_counter()
-        say(f"output folder {output}, seed {seed}")
+        echo(f"output folder {output}, seed {seed}")
         adata = ps.simulate(n_cells=1000, n_peaks=3000, n_clusters=5, seed=seed)
         console.print(f"simulated {adata.n_obs} cells x {adata.n_vars} peaks in 5 clusters")
         model = ps.SCALE(adata, 5, seed=seed)
@@ -28,4 +28,4 @@ def demo(output: Out = Path("scale_output"), seed: Seed = 0, overwrite: Overwrit
         outputs.write(model, adata, output)
         plain = ps.SCALE(adata, 5, hidden=(256, 128), preset="plain", seed=seed)
         compare_model(plain, 48, 24, seed, output / "comparison.json", output / "comparison.png")
-        say(f"done in {time.perf_counter() - started:.0f} s")
+        echo(f"done in {time.perf_counter() - started:.0f} s")

@@ -1,4 +1,4 @@
-"""``pyro-scale run``: from files to clusters."""
+"""The command ``pyro-scale run``: read cells, train, cluster, and write the results."""
 
 from __future__ import annotations
 
@@ -15,9 +15,24 @@ from anndata import AnnData
 from typer import Option
 
 import pyro_scale as ps
-from pyro_scale import pp, saving, training
-from pyro_scale.cli.inputs import add_labels, filtered, read_cells
-from pyro_scale.cli.options import (
+from pyro_scale import preprocessing as pp
+from pyro_scale import serialization, training
+from pyro_scale.cli._console import cli_errors, console, echo
+from pyro_scale.cli._files import (
+    CHECKPOINT,
+    CLUSTER_METHODS,
+    EMBEDDINGS,
+    Outputs,
+    add_labels,
+    filtered,
+    output_folder,
+    read_cells,
+)
+from pyro_scale.cli._options import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    TRAINING,
     BatchKey,
     Files,
     K,
@@ -27,16 +42,14 @@ from pyro_scale.cli.options import (
     Overwrite,
     Peaks,
     Seed,
-    widths,
+    parse_widths,
 )
-from pyro_scale.cli.outputs import CHECKPOINT, CLUSTER_METHODS, EMBEDDINGS, Outputs, claimed
-from pyro_scale.cli.terminal import console, say, told
 from pyro_scale.programs import FORMULATIONS
 
 __all__ = ["run"]
 
 
-_OF_TRAINING = (
+_TRAINING_OPTIONS = (
     *("n_components", "n_latent", "hidden", "decoder_hidden", "formulation", "likelihood"),
     *("preset", "max_epochs", "max_iter", "batch_size", "lr", "weight_decay", "early_stopping"),
     *("gpu", "min_peaks", "max_peaks", "min_cells", "max_cells", "n_peaks"),
@@ -47,24 +60,39 @@ def run(
     context: typer.Context,
     files: Files = None,
     data_list: Annotated[
-        list[str] | None, Option("-d", "--data-list", help="A further file, as SCALE takes them.")
+        list[str] | None,
+        Option(
+            "-d",
+            "--data-list",
+            help="A further input file, as in the original SCALE; may be repeated.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    n_components: K = None,
-    output: Out = Path("scale_output"),
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
     layer: Layer = None,
     peaks: Peaks = None,
     batch_key: BatchKey = None,
     join: Annotated[
-        str, Option(help="Of several files: inner keeps the peaks all have, outer all.")
+        str,
+        Option(
+            help="Peaks to keep from several files: those in all files (inner) or in any (outer).",
+            rich_help_panel=INPUT,
+        ),
     ] = "inner",
     min_peaks: Annotated[
         float,
-        Option(help="Leave out cells with fewer open peaks, or below 1 a fraction; empty ones go."),
+        Option(
+            help="Keep cells with at least this many open peaks, or (below 1) this fraction "
+            "of the peaks. Cells without any open peak are always dropped.",
+            rich_help_panel=INPUT,
+        ),
     ] = 1,
     max_peaks: Annotated[
-        float | None, Option(help="Leave out cells with more open peaks; below 1, a fraction.")
+        float | None,
+        Option(
+            help="Keep cells with at most this many open peaks, or (below 1) this fraction "
+            "of the peaks.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     min_cells: Annotated[
         float,
@@ -72,76 +100,182 @@ def run(
             "--min-cells",
             "--low",
             "-x",
-            help="Leave out peaks open in fewer cells; below 1, a fraction.",
+            help="Keep peaks open in at least this many cells, or (below 1) this fraction of "
+            "the cells.",
+            rich_help_panel=INPUT,
         ),
     ] = 0.01,
     max_cells: Annotated[
         float | None,
-        Option("--max-cells", "--high", help="Leave out peaks open in more; below 1, a fraction."),
+        Option(
+            "--max-cells",
+            "--high",
+            help="Keep peaks open in at most this many cells, or (below 1) this fraction of "
+            "the cells.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     n_peaks: Annotated[
         int | None,
-        Option("--n-peaks", "--n-feature", help="Keep the most variable peaks; -1: all."),
+        Option(
+            "--n-peaks",
+            "--n-feature",
+            help="Keep this many of the most variable peaks. Default: all (also -1).",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    formulation: Annotated[str, Option(help=f"q(z,c|x): {', '.join(FORMULATIONS)}.")] = "collapsed",
+    n_components: K = None,
+    formulation: Annotated[
+        str,
+        Option(
+            help=f"Variational posterior q(z,c|x): {', '.join(FORMULATIONS)}.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "collapsed",
     likelihood: Likelihood = "bernoulli",
     preset: Annotated[
-        str, Option(help="default, or plain: the model of the paper, without extras.")
+        str,
+        Option(
+            help="default, or plain: the model of the paper, without latent semantic "
+            "indexing, layer normalization and the depth term.",
+            rich_help_panel=MODEL,
+        ),
     ] = "default",
     n_latent: Annotated[
-        int, Option("--n-latent", "--latent", "-l", help="Dimensions of the latent space.")
+        int,
+        Option(
+            "--n-latent",
+            "--latent",
+            "-l",
+            help="Number of latent dimensions.",
+            rich_help_panel=MODEL,
+        ),
     ] = 10,
     hidden: Annotated[
         str | None,
         Option(
             "--hidden",
             "--encode-dim",
-            help="Hidden widths of the encoder, such as 1024,128; default: by preset.",
+            help="Widths of the encoder's hidden layers, such as 1024,128. Default: 128, or "
+            "1024,128 with --preset plain.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     decoder_hidden: Annotated[
         str | None,
-        Option("--decoder-hidden", "--decode-dim", help="Of the decoder; default: linear."),
+        Option(
+            "--decoder-hidden",
+            "--decode-dim",
+            help="Widths of the decoder's hidden layers. Default: none, the decoder is linear.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     max_epochs: Annotated[
         int | None,
-        Option(help="Passes over the cells; default: a million / cells, in 50 to 300."),
+        Option(
+            help="Number of training epochs. Default: 1,000,000 / number of cells, at least "
+            "50 and at most 300.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     max_iter: Annotated[
-        int | None, Option("--max-iter", "-i", help="Steps, in place of --max-epochs.")
+        int | None,
+        Option(
+            "--max-iter",
+            "-i",
+            help="Number of optimizer steps, instead of --max-epochs; rounded up to whole epochs.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        Option("--batch-size", "-b", help="Cells per step; default: 128, from 10,000 cells 512."),
+        Option(
+            "--batch-size",
+            "-b",
+            help="Cells per minibatch. Default: 128, or 512 for 10,000 cells or more.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
-    lr: Annotated[float | None, Option(help="Learning rate of Adam; default: by preset.")] = None,
+    lr: Annotated[
+        float | None,
+        Option(
+            help="Learning rate of Adam. Default: 0.005, or 0.001 with --preset plain.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     weight_decay: Annotated[
         float | None,
-        Option(help="Of the decoder's weights, in Adam; default: by preset (--verbose says it)."),
+        Option(
+            help="Weight decay of the decoder's weights. Default: 50 / number of cells, or 0 "
+            "with --preset plain.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     early_stopping: Annotated[
-        bool, Option("--early-stopping", help="Hold out a tenth of the cells and stop by them.")
+        bool,
+        Option(
+            "--early-stopping",
+            help="Hold out a tenth of the cells, and stop when their ELBO no longer rises.",
+            rich_help_panel=TRAINING,
+        ),
     ] = False,
     gpu: Annotated[
-        int | None, Option("--gpu", "-g", help="Number of the GPU; -1: CPU; default: if any.")
+        int | None,
+        Option(
+            "--gpu",
+            "-g",
+            help="Index of the GPU to train on; -1 for the CPU. Default: a GPU if there is one.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     pretrain: Annotated[
         Path | None,
-        Option(help="Skip training: a model folder, or a model.pt of the original SCALE."),
+        Option(
+            help="Use this trained model instead of training: a saved model folder, or a "
+            "model.pt of the original SCALE.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
+    seed: Seed = 0,
+    output: Out = Path("scale_output"),
+    overwrite: Overwrite = False,
     cluster_method: Annotated[
-        str, Option(help=f"{', '.join(CLUSTER_METHODS)} (needs scanpy).")
+        str,
+        Option(
+            help=f"Clustering method: {', '.join(CLUSTER_METHODS)}. leiden needs scanpy.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = "mixture",
-    resolution: Annotated[float, Option(help="Of leiden.")] = 1.0,
+    resolution: Annotated[
+        float,
+        Option(
+            help="Resolution of --cluster-method leiden.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = 1.0,
     embed: Annotated[
         str | None,
-        Option(help=f"{', '.join(EMBEDDINGS)}; default: umap where scanpy is installed, or tsne."),
+        Option(
+            help=f"Two-dimensional embedding: {', '.join(EMBEDDINGS)}. Default: umap if "
+            "scanpy is installed, otherwise tsne.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     impute: Annotated[
-        bool, Option("--impute", help="Write imputed.h5ad, probabilities for all cells and peaks.")
+        bool,
+        Option(
+            "--impute",
+            help="Also write imputed.h5ad: the expected accessibility of every cell and peak.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     binary: Annotated[
-        bool, Option("--binary", help="Write imputed_binary.h5ad, the same as 0/1.")
+        bool,
+        Option(
+            "--binary",
+            help="Also write imputed_binary.h5ad: the expected accessibility as 0/1.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     label: Annotated[
         str | None,
@@ -149,21 +283,29 @@ def run(
             "--label",
             "--reference",
             "-r",
-            help="Column of obs, or a file of cell and label, to score against afterwards.",
+            help="Known labels to score the clusters against: a column of obs, or a file "
+            "with a cell name and a label per line. Not used in training.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     verbose: Annotated[
-        bool, Option("--verbose", "-v", help="Also print the settings, and every epoch's bound.")
+        bool,
+        Option(
+            "--verbose",
+            "-v",
+            help="Also print the settings, and the bounds of every epoch.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
 ) -> None:
-    """Train on FILES without labels; write clusters, latent space, a figure and the model.
+    """Train SCALE on FILES without labels; write clusters, latent space, a figure and the model.
 
     Example: pyro-scale run cells.h5ad -k 8 -o result
     """
     paths = [*(data_list or []), *(files or [])]
-    with told(), claimed(output, overwrite=overwrite, inputs=paths):
+    with cli_errors(), output_folder(output, overwrite=overwrite, inputs=paths):
         started = time.perf_counter()
-        say(f"output folder {output}, seed {seed}")
+        echo(f"output folder {output}, seed {seed}")
         default = "umap" if importlib.util.find_spec("scanpy") else "tsne"
         outputs = Outputs(
             cluster_method.lower(),
@@ -175,7 +317,7 @@ def run(
         )
         adata = read_cells(paths, peaks=peaks, batch_key=batch_key, join=join)
         if pretrain is not None:
-            _refuse_without_effect(context)
+            _check_no_training_options(context)
             model, adata = _pretrained(pretrain, adata, layer)
             outputs = replace(outputs, label=add_labels(adata, label))
         else:
@@ -194,10 +336,10 @@ def run(
                 n_components,
                 n_latent,
                 formulation=formulation,
-                likelihood=likelihood,  # type: ignore[arg-type]  # checked there
-                preset=preset,  # type: ignore[arg-type]  # checked there
-                hidden=widths(hidden, "--hidden"),
-                decoder_hidden=widths(decoder_hidden, "--decoder-hidden") or (),
+                likelihood=likelihood,  # type: ignore[arg-type]  # SCALE checks it
+                preset=preset,  # type: ignore[arg-type]  # SCALE checks it
+                hidden=parse_widths(hidden, "--hidden"),
+                decoder_hidden=parse_widths(decoder_hidden, "--decoder-hidden") or (),
                 layer=layer,
                 batch_key=batch_key,
                 seed=seed,
@@ -207,41 +349,41 @@ def run(
             )
             console.print(f"training {model}", highlight=False)
             if verbose:
-                say(f"configuration: {model.configuration.to_dict()}")
-                say(f"training settings: {settings}")
+                echo(f"configuration: {model.config.to_dict()}")
+                echo(f"training settings: {settings}")
             settings |= {"early_stopping": early_stopping}
             _train(model, output / CHECKPOINT, overwrite=overwrite, **settings)
             if verbose:
                 console.print(model.history.to_string(), markup=False, highlight=False)
         outputs.write(model, adata, output, pretrain=pretrain)
-        say(f"done in {time.perf_counter() - started:.0f} s")
+        echo(f"done in {time.perf_counter() - started:.0f} s")
 
 
 def _train(model: ps.SCALE, checkpoint: Path, *, overwrite: bool, **settings: Any) -> None:
-    """Train, or finish the training of a run that was killed."""
+    """Train; if there is a checkpoint of an interrupted run, resume from it."""
     if checkpoint.exists():
-        say(f"{checkpoint} is of a run that was not finished: going on from it.")
+        echo(f"{checkpoint} is from an unfinished run: resuming from it.")
     try:
         model.train(checkpoint=checkpoint, **settings)
     except ps.CheckpointError as error:
         if not overwrite:
-            raise ps.CheckpointError(f"{error} Or give --overwrite, to start anew.") from error
-        say("it is of another run; --overwrite: starting anew.")
+            raise ps.CheckpointError(f"{error} Or give --overwrite to start over.") from error
+        echo("the checkpoint is from another run; starting over, as --overwrite is given.")
         checkpoint.unlink()
         model.train(checkpoint=checkpoint, **settings)
     except KeyboardInterrupt:
         if checkpoint.exists():
-            say(f"stopped; the same command goes on from {checkpoint}.")
+            echo(f"stopped; run the same command again to resume from {checkpoint}.")
         raise
 
 
-def _refuse_without_effect(context: typer.Context) -> None:
-    """A trained model is what it is, and is asked of every cell that is not empty."""
-    sources = {name: context.get_parameter_source(name) for name in _OF_TRAINING}
+def _check_no_training_options(context: typer.Context) -> None:
+    """Refuse options of training and of the filters, which do nothing with ``--pretrain``."""
+    sources = {name: context.get_parameter_source(name) for name in _TRAINING_OPTIONS}
     given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ValueError(f"with --pretrain nothing is trained or filtered: leave out {flags}.")
+        raise ValueError(f"with --pretrain, nothing is trained or filtered: leave out {flags}.")
 
 
 def _n_gpus() -> int:
@@ -257,9 +399,11 @@ def _settings(
     weight_decay: float | None,
     gpu: int | None,
 ) -> dict[str, Any]:
-    """The arguments of ``train`` that are given."""
+    """Translate command-line options to keyword arguments of :meth:`pyro_scale.SCALE.train`."""
     if max_epochs is not None and max_iter is not None:
-        raise ValueError("--max-epochs and --max-iter both say how long to train; give one.")
+        raise ValueError(
+            "--max-epochs and --max-iter both set the length of training; give only one."
+        )
     if max_iter is not None:
         if max_iter < 1:
             raise ValueError(f"--max-iter {max_iter} must be at least one.")
@@ -282,19 +426,19 @@ def _settings(
 
 
 def _pretrained(path: Path, adata: AnnData, layer: str | None) -> tuple[ps.SCALE, AnnData]:
-    """A trained model, and the cells with its peaks."""
+    """Load a trained model; return it and the cells, with the peaks that it was trained on."""
     if path.is_file():
         adata = pp.filter_cells(adata, min_peaks=1, layer=layer)
         model = ps.SCALE.from_original(path, adata, layer=layer)
     else:
-        saved = saving.load(path)
-        names, batch_key = saved.peak_names, saved.configuration.batch_key
+        saved = serialization.load(path)
+        names, batch_key = saved.peak_names, saved.config.batch_key
         if batch_key is not None and batch_key not in adata.obs:
             raise ValueError(
                 f"{path} was trained with --batch-key {batch_key}: the cells need a column "
-                f"obs[{batch_key!r}] with one of {', '.join(saved.configuration.batches or ())}."
+                f"obs[{batch_key!r}] with one of {', '.join(saved.config.batches or ())}."
             )
         adata = pp.filter_cells(pp.match_peaks(adata, names), min_peaks=1, layer=layer)
         model = ps.SCALE.load(path, adata)
-    console.print(f"not trained, read from {path}: {model}", highlight=False, markup=False)
+    console.print(f"read from {path}, not trained here: {model}", highlight=False, markup=False)
     return model, adata

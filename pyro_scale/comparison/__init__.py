@@ -1,26 +1,29 @@
-"""Holding programs and closed forms side by side: the matrix, and the ladder of bounds."""
+"""Comparison of estimators with closed forms, the ladder of bounds, and NUTS as a reference."""
 
 from pyro_scale.comparison.compare import compare
-from pyro_scale.comparison.evaluate import Draw, draw, gradient_difference, twin_draw
-from pyro_scale.comparison.gold import NutsResult, agreement, nuts_latent
+from pyro_scale.comparison.estimates import (
+    Estimate,
+    estimate_objective,
+    evaluate_closed_form,
+    gradient_difference,
+)
 from pyro_scale.comparison.ladder import Ladder, ladder
-from pyro_scale.comparison.prepare import Comparable
-from pyro_scale.comparison.result import ComparedRow, Comparison
-from pyro_scale.comparison.statistics import critical_z
+from pyro_scale.comparison.nuts import NutsResult, compare_to_nuts, sample_latent_nuts
+from pyro_scale.comparison.results import ComparedRow, Comparison
+from pyro_scale.comparison.verdicts import critical_z
 
 __all__ = [
-    "Comparable",
     "ComparedRow",
     "Comparison",
-    "Draw",
+    "Estimate",
     "Ladder",
     "NutsResult",
-    "agreement",
     "compare",
+    "compare_to_nuts",
     "critical_z",
-    "draw",
+    "estimate_objective",
+    "evaluate_closed_form",
     "gradient_difference",
     "ladder",
-    "nuts_latent",
-    "twin_draw",
+    "sample_latent_nuts",
 ]

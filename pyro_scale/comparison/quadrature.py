@@ -1,4 +1,4 @@
-"""Numerical integration over z for D <= 2, with node doubling."""
+"""Numerical integration over z for D <= 2, with the number of nodes doubled until convergence."""
 
 from __future__ import annotations
 
@@ -38,14 +38,33 @@ def _product(x: Tensor, log_w: Tensor, dimension: int) -> Rule:
 
 
 def gauss_hermite(n: int, dimension: int) -> Rule:
-    """Gauss-Hermite with n nodes per dimension, for functions that decay like exp(-x^2/2)."""
+    """Return the Gauss-Hermite rule for functions that decay like exp(-x^2/2).
+
+    Parameters
+    ----------
+    n
+        Number of nodes per dimension.
+    dimension
+        d, one or two.
+    """
     x, w = np.polynomial.hermite_e.hermegauss(n)
-    log_w = np.log(np.maximum(w, 1e-300)) + x**2 / 2  # the weight exp(-x^2/2) divided out
+    # The rule's weight function exp(-x^2/2) is divided out.
+    log_w = np.log(np.maximum(w, 1e-300)) + x**2 / 2
     return _product(torch.from_numpy(x), torch.from_numpy(log_w), dimension)
 
 
 def legendre(n: int, dimension: int, width: float = 9.0) -> Rule:
-    """Gauss-Legendre with 32 nodes in each of n / 32 panels of [-width, width]^d."""
+    """Return the Gauss-Legendre rule on [-width, width]^d, divided into panels.
+
+    Parameters
+    ----------
+    n
+        Number of nodes per dimension: 32 in each of n / 32 panels.
+    dimension
+        d, one or two.
+    width
+        Half the side of the box.
+    """
     x, w = np.polynomial.legendre.leggauss(32)
     edges = np.linspace(-width, width, n // 32 + 1)
     half = (edges[1:] - edges[:-1])[:, None] / 2
@@ -55,9 +74,18 @@ def legendre(n: int, dimension: int, width: float = 9.0) -> Rule:
 
 
 def trapezoid(n: int, dimension: int, width: float = 9.0) -> Rule:
-    """The trapezoidal rule on [-width, width]^d.
+    """Return the trapezoidal rule on [-width, width]^d.
 
-    Spectrally accurate for smooth functions that have decayed at the ends.
+    It is spectrally accurate for smooth functions that have decayed at the boundary.
+
+    Parameters
+    ----------
+    n
+        Number of nodes per dimension.
+    dimension
+        d, one or two.
+    width
+        Half the side of the box.
     """
     x = torch.linspace(-width, width, n, dtype=torch.float64)
     step = 2 * width / (n - 1)
@@ -65,21 +93,22 @@ def trapezoid(n: int, dimension: int, width: float = 9.0) -> Rule:
 
 
 def half_width(log_f: Callable[[Tensor], Tensor], dimension: int, *, drop: float = 40.0) -> float:
-    """How far from the origin a function has to be integrated.
+    """Return half the side of a box around the origin outside which a function is negligible.
 
     Parameters
     ----------
     log_f
-        Points ``(m, d)`` -> log f, ``(m,)``; its mass is around the origin, on a scale of one.
+        Function that maps points of shape ``(m, d)`` to log f, shape ``(m,)``. The mass of f lies
+        around the origin, on a scale of one.
     dimension
         d, one or two.
     drop
-        On the boundary of the box, log f is this much below its value at the origin.
+        How far log f must fall below its value at the origin on the boundary of the box.
 
     Returns
     -------
     float
-        Half the side of the box: 9, or doubled until the function has decayed (at most 288).
+        Half the side of the box: 9, doubled until log f has fallen by ``drop`` (at most 288).
     """
     side = torch.linspace(-1, 1, 33, dtype=torch.float64)
     box = _product(side, torch.zeros_like(side), dimension).x_md
@@ -94,21 +123,21 @@ def half_width(log_f: Callable[[Tensor], Tensor], dimension: int, *, drop: float
 def converge(
     integrate: Callable[[int], Tensor], start: int, stop: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """Double the nodes until the result moves by less than ``tolerance``.
+    """Double the number of nodes until the result changes by at most ``tolerance``.
 
     Parameters
     ----------
     integrate
-        Number of nodes per dimension -> results of any shape.
+        Function that maps a number of nodes per dimension to results of any shape.
     start, stop
-        First and last number of nodes.
+        First number of nodes, and the number from which on it is not doubled any more.
     tolerance
-        Largest absolute change that ends the doubling.
+        Absolute change of every element at which the doubling ends.
 
     Returns
     -------
     tuple of Tensor
-        The last result and how much the last doubling changed it, elementwise.
+        The last result, and the absolute change of each element by the last doubling.
     """
     nodes, result = start, integrate(start)
     change = torch.full_like(result, torch.inf)
@@ -122,21 +151,22 @@ def converge(
 def posterior_mode(
     log_joint: Callable[[Tensor], Tensor], start_nd: Tensor, *, steps: int = 200
 ) -> tuple[Tensor, Tensor]:
-    """The mode of p(z|x) per cell by damped Newton, and a square root of its covariance there.
+    """Find the mode of p(z|x) of each cell by damped Newton steps, with the Laplace covariance.
 
     Parameters
     ----------
     log_joint
-        z of shape ``(n, d)`` -> log p(x, z) per cell, ``(n,)``.
+        Function that maps z of shape ``(n, d)`` to log p(x, z) per cell, shape ``(n,)``.
     start_nd
-        Where to start.
+        Starting point, shape ``(n, d)``.
     steps
-        Most Newton steps.
+        Maximum number of Newton steps.
 
     Returns
     -------
     tuple of Tensor
-        Modes ``(n, d)`` and matrices L ``(n, d, d)`` with L L^T = minus the inverse Hessian.
+        Modes ``(n, d)`` and matrices L ``(n, d, d)`` such that L L^T is minus the inverse Hessian
+        at the mode.
     """
     z_nd = start_nd.detach().clone()
     identity = torch.eye(z_nd.shape[1], dtype=z_nd.dtype)
@@ -154,7 +184,7 @@ def posterior_mode(
     damping_n = torch.full((len(z_nd),), 1e-3, dtype=z_nd.dtype)
     value_n, gradient_nd, hessian_ndd = derivatives(z_nd)
     for _ in range(steps):
-        # Where the log joint is not concave, the damping makes it so.
+        # The shift makes the shifted negative Hessian positive definite where it is not.
         lowest_n = torch.linalg.eigvalsh(-hessian_ndd)[:, 0]
         shift_n = damping_n + (1e-6 - lowest_n).clamp_min(0)
         step_nd = torch.linalg.solve(-hessian_ndd + shift_n[:, None, None] * identity, gradient_nd)

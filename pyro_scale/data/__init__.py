@@ -1,13 +1,12 @@
-"""AnnData in and out: checks, filters, sparse minibatches, the simulator."""
+"""Data: file readers, checked count matrices in memory or on disk, minibatches, simulation."""
 
-from pyro_scale.data.minibatch import dense_cells, loader, sparse_cells
-from pyro_scale.data.read import read
-from pyro_scale.data.simulate import simulate
-from pyro_scale.data.validate import Counts, as_counts, batch_names
+from pyro_scale.data.counts import CountMatrix, batch_names
+from pyro_scale.data.dataloader import dense_cells, loader, sparse_cells
+from pyro_scale.data.readers import read
+from pyro_scale.data.simulation import simulate
 
 __all__ = [
-    "Counts",
-    "as_counts",
+    "CountMatrix",
     "batch_names",
     "dense_cells",
     "loader",

@@ -1,4 +1,4 @@
-"""How a program becomes a loss: Pyro's estimators, the closed forms, and the table of both."""
+"""The objectives: Pyro's estimators, the hand-derived closed forms, and the registry of both."""
 
 from pyro_scale.objectives import terms
 from pyro_scale.objectives.closed_forms import (
@@ -8,42 +8,57 @@ from pyro_scale.objectives.closed_forms import (
     mean_field_at_z,
     scale,
 )
-from pyro_scale.objectives.estimators import ESTIMATORS, Objective
-from pyro_scale.objectives.point import (
-    EXACT,
-    PUBLISHED,
-    Constants,
-    Point,
-    Terms,
+from pyro_scale.objectives.estimators import Objective
+from pyro_scale.objectives.evaluation import (
+    NO_OFFSETS,
+    SCALE_1_1_2_OFFSETS,
+    ElboTerms,
+    EvaluationPoint,
+    NumericalOffsets,
     evaluate,
 )
-from pyro_scale.objectives.register import ClosedForm, Registration, register
-from pyro_scale.objectives.table import TABLE, TWINS, Agreement, Row, Table, find_row, to_markdown
+from pyro_scale.objectives.registry import (
+    CLOSED_FORMS,
+    ESTIMATORS,
+    OBJECTIVES,
+    REGISTRY,
+    Agreement,
+    ClosedForm,
+    ObjectiveSpec,
+    ObjectiveTable,
+    Registration,
+    Registry,
+    register,
+    resolve_objective,
+    to_markdown,
+)
 from pyro_scale.objectives.trace_enum_mean_field_elbo import TraceEnumMeanField_ELBO
 
 __all__ = [
+    "CLOSED_FORMS",
     "ESTIMATORS",
-    "EXACT",
-    "PUBLISHED",
-    "TABLE",
-    "TWINS",
+    "NO_OFFSETS",
+    "OBJECTIVES",
+    "REGISTRY",
+    "SCALE_1_1_2_OFFSETS",
     "Agreement",
     "ClosedForm",
-    "Constants",
+    "ElboTerms",
+    "EvaluationPoint",
+    "NumericalOffsets",
     "Objective",
-    "Point",
+    "ObjectiveSpec",
+    "ObjectiveTable",
     "Registration",
-    "Row",
-    "Table",
-    "Terms",
+    "Registry",
     "TraceEnumMeanField_ELBO",
     "collapsed",
     "evaluate",
-    "find_row",
     "importance_weighted",
     "mean_field",
     "mean_field_at_z",
     "register",
+    "resolve_objective",
     "scale",
     "terms",
     "to_markdown",

@@ -1,6 +1,7 @@
-"""The objectives in closed form, term by term: the hand-derived twins of the programs.
+"""The objectives in closed form, derived by hand, term by term.
 
-Each objective is written with the same five terms, so that one sees where two of them differ:
+Every closed form except the importance-weighted bound is a sum of the same five terms, so that one
+can see in which terms two objectives differ. q(c|.) stands for the weights of c:
 
     log p(x|z)   log p(z|c)   log p(c)   -log q(z|x)   -log q(c|.)
 """
@@ -12,7 +13,12 @@ import math
 from torch import Tensor
 
 from pyro_scale.objectives import terms
-from pyro_scale.objectives.point import EXACT, Constants, Point, Terms
+from pyro_scale.objectives.evaluation import (
+    NO_OFFSETS,
+    ElboTerms,
+    EvaluationPoint,
+    NumericalOffsets,
+)
 
 __all__ = [
     "collapsed",
@@ -27,33 +33,29 @@ def _average(weight_nk: Tensor, value_nk: Tensor) -> Tensor:
     return (weight_nk * value_nk).sum(-1)
 
 
-def collapsed(at: Point) -> Terms:
-    r"""c summed out; one sample of the bound L_str of q(z|x), and of q(z|x) p(c|z).
+def collapsed(at: EvaluationPoint) -> ElboTerms:
+    r"""The collapsed bound L_str at one sample of z: c is summed out.
 
     .. math:: \log p(x|z) + \log \sum_c \pi_c N(z; \mu_c, \mathrm{var}_c) - \log q(z|x)
 
-    whose second term is :math:`\sum_c \gamma_c(z)\,[\log p(z|c) + \log \pi_c -
+    It is a one-sample estimate of the ELBO of q(z|x) under the mixture prior, which equals the ELBO
+    of q(z|x) p(c|z). The second term equals :math:`\sum_c \gamma_c(z)\,[\log p(z|c) + \log \pi_c -
     \log \gamma_c(z)]` (derivations, chapter 4).
 
     Parameters
     ----------
     at
-        Where to evaluate, ``z_nd`` of shape ``(..., n, d)``.
+        Evaluation point with ``z_nd`` of shape ``(..., n, d)``.
 
     Examples
     --------
-    >>> import torch
-    >>> from pyro_scale.objectives import evaluate
-    >>> from pyro_scale.programs import Cells, MixtureVAE
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
-    >>> at = evaluate(vae, cells, torch.zeros(5, 2))
+    >>> at = ps.objectives.evaluate(vae, cells, torch.zeros(5, 2))
     >>> collapsed(at).total().shape
     torch.Size([5])
     """
     log_gamma_nk = at.log_gamma_nk
     gamma_nk = log_gamma_nk.exp()
-    return Terms(
+    return ElboTerms(
         at.log_lik_n,
         _average(gamma_nk, at.log_p_z_given_c_nk),
         _average(gamma_nk, at.log_pi_k),
@@ -62,7 +64,7 @@ def collapsed(at: Point) -> Terms:
     )
 
 
-def importance_weighted(at: Point) -> Tensor:
+def importance_weighted(at: EvaluationPoint) -> Tensor:
     r"""The importance-weighted bound (IWAE) over the S samples in the first dimension of z.
 
     .. math:: \log \tfrac1S \sum_s w_s, \quad \log w_s = \text{collapsed at } z_s
@@ -70,12 +72,12 @@ def importance_weighted(at: Point) -> Tensor:
     Parameters
     ----------
     at
-        Where to evaluate, ``z_nd`` of shape ``(s, n, d)``.
+        Evaluation point with ``z_nd`` of shape ``(s, n, d)``.
 
     Returns
     -------
     Tensor
-        Shape ``(n,)``: per cell, in nats.
+        The bound per cell, in nats, shape ``(n,)``.
 
     References
     ----------
@@ -83,12 +85,7 @@ def importance_weighted(at: Point) -> Tensor:
 
     Examples
     --------
-    >>> import torch
-    >>> from pyro_scale.objectives import evaluate
-    >>> from pyro_scale.programs import Cells, MixtureVAE
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
-    >>> at = evaluate(vae, cells, torch.randn(4, 5, 2))
+    >>> at = ps.objectives.evaluate(vae, cells, torch.randn(4, 5, 2))
     >>> importance_weighted(at).shape
     torch.Size([5])
     """
@@ -96,8 +93,11 @@ def importance_weighted(at: Point) -> Tensor:
     return log_w_sn.logsumexp(0) - math.log(log_w_sn.shape[0])
 
 
-def mean_field(at: Point, log_g_nk: Tensor | None = None) -> Terms:
-    r"""q(z|x) g(c|x) with z integrated out of both its log-densities: the bound L_mf(g).
+def mean_field(at: EvaluationPoint, log_g_nk: Tensor | None = None) -> ElboTerms:
+    r"""The mean-field bound L_mf(g), the ELBO of q(z|x) g(c|x), at one sample of z.
+
+    The log-densities of z are integrated over q(z|x); only log p(x|z) depends on the sample. H is
+    the entropy of q(z|x).
 
     .. math:: \log p(x|z) + \sum_c g_c\,(e_c - \log g_c) + H, \quad
         e_c = \log\pi_c + E_{q(z|x)}[\log N(z; \mu_c, \mathrm{var}_c)]
@@ -105,24 +105,19 @@ def mean_field(at: Point, log_g_nk: Tensor | None = None) -> Terms:
     Parameters
     ----------
     at
-        Where to evaluate.
+        Evaluation point with ``z_nd`` of shape ``(..., n, d)``.
     log_g_nk
-        log g(c|x), shape ``(n, k)``; None takes the optimal g* = softmax(e).
+        log g(c|x), shape ``(n, k)``; None: log g* of the optimal g* = softmax(e).
 
     Examples
     --------
-    >>> import torch
-    >>> from pyro_scale.objectives import evaluate
-    >>> from pyro_scale.programs import Cells, MixtureVAE
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
-    >>> at = evaluate(vae, cells, torch.zeros(5, 2))
+    >>> at = ps.objectives.evaluate(vae, cells, torch.zeros(5, 2))
     >>> mean_field(at).total().shape
     torch.Size([5])
     """
     log_g_nk = at.log_g_star_nk if log_g_nk is None else log_g_nk
     g_nk = log_g_nk.exp()
-    return Terms(
+    return ElboTerms(
         at.log_lik_n,
         _average(g_nk, at.expected_log_p_z_given_c_nk),
         _average(g_nk, at.log_pi_k),
@@ -131,31 +126,28 @@ def mean_field(at: Point, log_g_nk: Tensor | None = None) -> Terms:
     )
 
 
-def mean_field_at_z(at: Point, log_g_nk: Tensor | None = None) -> Terms:
-    r"""As :func:`mean_field`, with the log-densities of z at the sample instead.
+def mean_field_at_z(at: EvaluationPoint, log_g_nk: Tensor | None = None) -> ElboTerms:
+    r"""The bound of :func:`mean_field`, with the log-densities of z evaluated at the sample of z.
 
     .. math:: \log p(x|z) + \sum_c g_c\,[\log\pi_c + \log N(z; \mu_c, \mathrm{var}_c)
         - \log g_c] - \log q(z|x)
 
     Parameters
     ----------
-    at, log_g_nk
-        As there; log g(c|x) has shape ``(n, k)``.
+    at
+        Evaluation point with ``z_nd`` of shape ``(..., n, d)``.
+    log_g_nk
+        log g(c|x), shape ``(n, k)``; None: log g*, as in :func:`mean_field`.
 
     Examples
     --------
-    >>> import torch
-    >>> from pyro_scale.objectives import evaluate
-    >>> from pyro_scale.programs import Cells, MixtureVAE
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
-    >>> at = evaluate(vae, cells, torch.zeros(5, 2))
+    >>> at = ps.objectives.evaluate(vae, cells, torch.zeros(5, 2))
     >>> mean_field_at_z(at).total().shape
     torch.Size([5])
     """
     log_g_nk = at.log_g_star_nk if log_g_nk is None else log_g_nk
     g_nk = log_g_nk.exp()
-    return Terms(
+    return ElboTerms(
         at.log_lik_n,
         _average(g_nk, at.log_p_z_given_c_nk),
         _average(g_nk, at.log_pi_k),
@@ -164,21 +156,22 @@ def mean_field_at_z(at: Point, log_g_nk: Tensor | None = None) -> Terms:
     )
 
 
-def scale(at: Point, *, constants: Constants = EXACT) -> Terms:
-    r"""SCALE's loss (as a bound): gamma(z) at one sample, put in the place of q(c|x).
+def scale(at: EvaluationPoint, *, offsets: NumericalOffsets = NO_OFFSETS) -> ElboTerms:
+    r"""Minus the loss of SCALE, which uses gamma(z) = p(c|z) at one sample of z as q(c|x).
 
     .. math:: \log p(x|z) + \sum_c \gamma_c(z)\,(e_c - \log \gamma_c(z)) + H
 
-    log p(z|c) is taken as the mean-field reading has it (its expectation, e_c) and
-    log q(c|.) as the structured one (gamma at the sample). ``constants=PUBLISHED`` gives
-    ``elbo_SCALE`` of PyPI ``scale`` 1.1.2, its quirks included.
+    e_c = log pi_c + E_q(z|x)[log p(z|c)] and the entropy H of q(z|x) are the same as in the
+    mean-field bound; the weights gamma at the sample are the same as in the collapsed bound. With
+    ``offsets=SCALE_1_1_2_OFFSETS`` it equals ``elbo_SCALE`` of PyPI ``scale`` 1.1.2, including
+    that code's numerical peculiarities.
 
     Parameters
     ----------
     at
-        Where to evaluate, ``z_nd`` of shape ``(..., n, d)``.
-    constants
-        What the code adds to the formula.
+        Evaluation point with ``z_nd`` of shape ``(..., n, d)``.
+    offsets
+        Constants that the published code adds to the formula; none by default.
 
     References
     ----------
@@ -186,22 +179,17 @@ def scale(at: Point, *, constants: Constants = EXACT) -> Terms:
 
     Examples
     --------
-    >>> import torch
-    >>> from pyro_scale.objectives import evaluate
-    >>> from pyro_scale.programs import Cells, MixtureVAE
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
-    >>> at = evaluate(vae, cells, torch.zeros(5, 2))
+    >>> at = ps.objectives.evaluate(vae, cells, torch.zeros(5, 2))
     >>> scale(at).total().shape
     torch.Size([5])
     """
-    in_gamma = at._replace(var_kd=at.var_kd + constants.var_eps)
-    in_loss = at._replace(var_kd=at.var_kd + 2 * constants.var_eps)
+    in_gamma = at._replace(var_kd=at.var_kd + offsets.var_eps)
+    in_loss = at._replace(var_kd=at.var_kd + 2 * offsets.var_eps)
     log_gamma_nk = terms.log_responsibilities(
-        at.log_pi_k, in_gamma.log_p_z_given_c_nk, floor=constants.gamma_floor
+        at.log_pi_k, in_gamma.log_p_z_given_c_nk, floor=offsets.gamma_floor
     )
     gamma_nk = log_gamma_nk.exp()
-    return Terms(
+    return ElboTerms(
         at.log_lik_n,
         _average(gamma_nk, in_loss.expected_log_p_z_given_c_nk),
         _average(gamma_nk, at.log_pi_k),

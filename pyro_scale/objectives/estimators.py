@@ -1,4 +1,4 @@
-"""Pyro's estimators under one interface: a value, and gradients accumulated."""
+"""A common interface to Pyro's estimators, which evaluate a loss and accumulate its gradients."""
 
 from __future__ import annotations
 
@@ -6,55 +6,36 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.infer import (
-    RenyiELBO,
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceGraph_ELBO,
-    TraceMeanField_ELBO,
-)
-from pyro.infer.elbo import ELBO
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from pyro_scale.objectives.trace_enum_mean_field_elbo import TraceEnumMeanField_ELBO
-from pyro_scale.one_at_a_time import one_at_a_time
-from pyro_scale.programs import Cells, MixtureVAE, Treatment, build
+from pyro_scale._locking import exclusive
+from pyro_scale.objectives.registry import ESTIMATORS, REGISTRY
+from pyro_scale.programs import CellBatch, MixtureVAE, Treatment
 
-__all__ = ["ESTIMATORS", "Objective"]
-
-ESTIMATORS: dict[str, type[ELBO]] = {
-    "Trace_ELBO": Trace_ELBO,
-    "TraceGraph_ELBO": TraceGraph_ELBO,
-    "TraceEnum_ELBO": TraceEnum_ELBO,
-    "TraceEnumMeanField_ELBO": TraceEnumMeanField_ELBO,
-    "TraceMeanField_ELBO": TraceMeanField_ELBO,
-    "RenyiELBO": RenyiELBO,
-}
-"""Every estimator by name; RenyiELBO is used at alpha = 0, where it is IWAE."""
+__all__ = ["Objective"]
 
 
 class Objective(nn.Module):
-    """A formulation under an estimator: the loss of the programs, as a torch module.
+    """Loss of a formulation, a choice of q(z,c|x), under a Pyro estimator, as a torch module.
 
     Parameters
     ----------
     vae
-        The parameters; its parameters are the module's.
+        The networks and the prior; their parameters are those of the module.
     formulation
-        A name in :data:`pyro_scale.programs.FORMULATIONS`.
+        Name of the formulation, built in or registered.
     estimator
-        A name in :data:`ESTIMATORS`.
+        Name of an estimator in :data:`pyro_scale.objectives.ESTIMATORS`.
     c
-        ``"collapsed"``, ``"enumerated"`` or ``"sampled"``; None: the formulation's first.
+        How the mixture component c is treated: ``"marginalized"``, ``"enumerated"`` or
+        ``"sampled"``. None: the first treatment that the formulation supports.
     n_particles
-        Samples per evaluation. For RenyiELBO the bound depends on it (IWAE); for the others
-        it only averages.
+        Number of samples of z per evaluation. With RenyiELBO, the bound itself depends on this
+        number (IWAE); the other estimators average over the samples.
 
     Examples
     --------
-    >>> import torch
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
     >>> objective = Objective(vae, "structured", "TraceEnum_ELBO")
     >>> objective(cells).shape, type(objective.loss(cells))
     (torch.Size([]), <class 'float'>)
@@ -77,50 +58,50 @@ class Objective(nn.Module):
             raise ValueError(
                 f"estimator={estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}."
             )
-        model, guide = build(vae, formulation, c)
+        model, guide = REGISTRY.build(vae, formulation, c)
         options: dict[str, Any] = {"num_particles": n_particles, "max_plate_nesting": 1}
         if estimator == "RenyiELBO":
             options["alpha"] = 0.0
         if issubclass(ESTIMATORS[estimator], TraceEnum_ELBO):
-            options["strict_enumeration_warning"] = False  # c may be sampled or summed out
+            options["strict_enumeration_warning"] = False  # c may be sampled or marginalized
         self.estimator = estimator
         self.elbo = ESTIMATORS[estimator](**options)
         self.differentiable = hasattr(self.elbo, "differentiable_loss")
-        # The others look for a pyro.param site before they call backward.
+        # Estimators without differentiable_loss call backward only if they find a pyro.param site.
         model.param_sites = guide.param_sites = not self.differentiable
         self.programs = self.elbo(model, guide)
 
-    @one_at_a_time()
-    def forward(self, cells: Cells, kl_weight: float = 1.0) -> Tensor:
-        """A differentiable loss: minus the bound, summed over cells, in nats.
+    @exclusive()
+    def forward(self, cells: CellBatch, kl_weight: float = 1.0) -> Tensor:
+        """Return the differentiable loss: minus the bound, summed over cells, in nats.
 
         Raises
         ------
         NotImplementedError
-            For TraceGraph_ELBO and RenyiELBO, which call backward themselves: use
-            :meth:`backward`.
+            If the estimator is TraceGraph_ELBO or RenyiELBO, which have no differentiable loss. Use
+            :meth:`backward` instead.
         """
         if not self.differentiable:
             raise NotImplementedError(
-                f"{self.estimator} has no differentiable loss; call .backward(cells)."
+                f"{self.estimator} has no differentiable loss: call .backward(cells) instead."
             )
         loss: Tensor = self.programs(cells, kl_weight)
         return loss
 
-    @one_at_a_time()
+    @exclusive()
     @torch.no_grad()
-    def loss(self, cells: Cells, kl_weight: float = 1.0) -> float:
-        """Minus the bound, summed over ``cells``, in nats; no gradients.
+    def loss(self, cells: CellBatch, kl_weight: float = 1.0) -> float:
+        """Return minus the bound, summed over ``cells``, in nats, without gradients.
 
-        ``kl_weight`` multiplies the terms of z and c.
+        ``kl_weight`` multiplies all terms except log p(x|z).
         """
         value = self.elbo.loss(self.programs.model, self.programs.guide, cells, kl_weight)
         return float(value)
 
-    @one_at_a_time()
+    @exclusive()
     def backward(
         self,
-        cells: Cells,
+        cells: CellBatch,
         kl_weight: float = 1.0,
         *,
         divide_by: float = 1.0,
@@ -130,18 +111,22 @@ class Objective(nn.Module):
 
         Parameters
         ----------
-        cells, kl_weight
-            The minibatch and the weight of the KL terms.
+        cells
+            The minibatch.
+        kl_weight
+            Weight of all terms except log p(x|z).
         divide_by
-            Loss and gradients are divided by it (the number of cells, for a mean). The
-            gradients must be None beforehand when it is not one.
+            Divisor of the loss and its gradients, such as the number of cells for a mean per cell.
+            If it is not 1 and the estimator has no differentiable loss (TraceGraph_ELBO,
+            RenyiELBO), all gradients must be None before the call.
         backward
-            What to call on the differentiable loss (Lightning's ``manual_backward``).
+            Function that is called on the differentiable loss, such as Lightning's
+            ``manual_backward``.
 
         Returns
         -------
         float
-            The loss, divided.
+            The loss, divided by ``divide_by``.
         """
         if self.differentiable:
             loss = self(cells, kl_weight) / divide_by

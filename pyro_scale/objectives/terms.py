@@ -1,11 +1,11 @@
-r"""The ELBO's terms, derived by hand: one function per term.
+r"""The terms of the ELBO, derived by hand: one function per term.
 
-No Pyro distribution is used here, so that agreement with the Pyro estimators means something.
-Shapes: n cells, p peaks, d latent dimensions, k components; ``...`` are leading sample
-dimensions. Everything is in nats and in log space.
+The functions use no Pyro distributions, so that they are an independent check of Pyro's
+estimators. Shapes: n cells, p peaks, d latent dimensions, k components; ``...`` are leading
+sample dimensions. All values are in nats and computed in log space.
 
-``floor`` and ``eps`` arguments are the constants of the published SCALE code; they are zero
-in the exact formulas.
+The arguments ``floor`` and ``eps`` are constants of the published SCALE code. They are zero in
+the exact formulas.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def bernoulli_log_lik(logits_np: Tensor, x_np: Tensor, *, eps: float = 0.0) -> Tensor:
-    r"""log p(x|z) for binary peaks, shape ``(..., n)``.
+    r"""Bernoulli log-likelihood log p(x|z) of binary peaks, shape ``(..., n)``.
 
     .. math:: \sum_p x_p \ell_p - \mathrm{softplus}(\ell_p)
 
-    With ``eps`` the published code's version on probabilities :math:`s = \sigma(\ell)`,
+    With ``eps``, the formula of the published code on probabilities :math:`s = \sigma(\ell)`,
     :math:`\sum_p x_p \log(s_p + \epsilon) + (1 - x_p) \log(1 - s_p + \epsilon)`.
 
     Parameters
     ----------
     logits_np
-        Shape ``(..., n, p)``.
+        Logits of an accessible peak, shape ``(..., n, p)``.
     x_np
-        0/1, shape ``(n, p)``.
+        Binary accessibility (0 or 1), shape ``(n, p)``.
     eps
-        Added inside the logarithms.
+        Constant added inside the logarithms.
 
     Examples
     --------
@@ -59,14 +59,14 @@ def bernoulli_log_lik(logits_np: Tensor, x_np: Tensor, *, eps: float = 0.0) -> T
 
 
 def poisson_log_lik(log_rate_np: Tensor, x_np: Tensor) -> Tensor:
-    r"""log p(x|z) for counts, shape ``(..., n)``.
+    r"""Poisson log-likelihood log p(x|z) of counts, shape ``(..., n)``.
 
     .. math:: \sum_p x_p \log \lambda_p - \lambda_p - \log \Gamma(x_p + 1)
 
     Parameters
     ----------
     log_rate_np
-        Shape ``(..., n, p)``.
+        Logarithm of the rate lambda, shape ``(..., n, p)``.
     x_np
         Counts, shape ``(n, p)``.
 
@@ -79,14 +79,14 @@ def poisson_log_lik(log_rate_np: Tensor, x_np: Tensor) -> Tensor:
 
 
 def log_p_z_given_c(z_nd: Tensor, loc_kd: Tensor, var_kd: Tensor) -> Tensor:
-    r"""log N(z; mu_c, var_c) for every c, shape ``(..., n, k)``.
+    r"""log p(z|c) = log N(z; mu_c, var_c) for every c, shape ``(..., n, k)``.
 
     .. math:: -\tfrac12 \sum_d \log 2\pi\,\mathrm{var}_{cd} + (z_d-\mu_{cd})^2/\mathrm{var}_{cd}
 
     Parameters
     ----------
     z_nd
-        Where, shape ``(..., n, d)``.
+        Sample of z, shape ``(..., n, d)``.
     loc_kd, var_kd
         The components' means and variances, shape ``(k, d)``.
 
@@ -108,7 +108,7 @@ def expected_log_p_z_given_c(
         -\tfrac12 \sum_d \log 2\pi\,\mathrm{var}_{cd}
         + (\sigma_d^2 + (m_d - \mu_{cd})^2)/\mathrm{var}_{cd}
 
-    with :math:`m, \sigma^2` the mean and variance of q(z|x).
+    where :math:`m` and :math:`\sigma^2` are the mean and the variance of q(z|x).
 
     Parameters
     ----------
@@ -119,8 +119,9 @@ def expected_log_p_z_given_c(
 
     Examples
     --------
-    >>> of_q, of_c = (torch.zeros(5, 2), torch.ones(5, 2)), (torch.zeros(3, 2), torch.ones(3, 2))
-    >>> expected_log_p_z_given_c(*of_q, *of_c).shape
+    >>> q_z = torch.zeros(5, 2), torch.ones(5, 2)
+    >>> components = torch.zeros(3, 2), torch.ones(3, 2)
+    >>> expected_log_p_z_given_c(*q_z, *components).shape
     torch.Size([5, 3])
     """
     square_nkd = (loc_nd.unsqueeze(-2) - loc_kd).square() + var_nd.unsqueeze(-2)
@@ -128,14 +129,14 @@ def expected_log_p_z_given_c(
 
 
 def log_q_z(z_nd: Tensor, loc_nd: Tensor, var_nd: Tensor) -> Tensor:
-    r"""log q(z|x) at a sample, shape ``(..., n)``.
+    r"""log q(z|x) at a sample of z, shape ``(..., n)``.
 
     .. math:: -\tfrac12 \sum_d \log 2\pi\sigma_d^2 + (z_d - m_d)^2/\sigma_d^2
 
     Parameters
     ----------
     z_nd
-        Where, shape ``(..., n, d)``.
+        Sample of z, shape ``(..., n, d)``.
     loc_nd, var_nd
         Mean and variance of q(z|x), shape ``(..., n, d)``.
 
@@ -148,7 +149,7 @@ def log_q_z(z_nd: Tensor, loc_nd: Tensor, var_nd: Tensor) -> Tensor:
 
 
 def entropy_z(var_nd: Tensor) -> Tensor:
-    r"""H, the entropy of q(z|x), shape ``(..., n)``.
+    r"""Entropy H of q(z|x), shape ``(..., n)``.
 
     .. math:: \tfrac12 \sum_d 1 + \log 2\pi\sigma_d^2
 
@@ -168,21 +169,22 @@ def entropy_z(var_nd: Tensor) -> Tensor:
 def log_responsibilities(
     log_pi_k: Tensor, log_p_z_given_c_nk: Tensor, *, floor: float = 0.0
 ) -> Tensor:
-    r"""log gamma_c(z) = log p(c|z), shape ``(..., n, k)``.
+    r"""Log responsibilities log gamma_c(z) = log p(c|z), shape ``(..., n, k)``.
 
     .. math:: \gamma_c(z) = \pi_c N(z; \mu_c, \mathrm{var}_c) \,/\, p(z)
 
-    With ``floor`` the published code's version, which adds it to every density before
-    normalising and so turns uniform once the densities underflow it.
+    With ``floor``, the formula of the published code, which adds ``floor`` to every
+    pi_c N(z; mu_c, var_c) before normalizing. The responsibilities become uniform where all of
+    these are far below ``floor``.
 
     Parameters
     ----------
     log_pi_k
-        Log weights, shape ``(k,)``.
+        Log weights of the components, shape ``(k,)``.
     log_p_z_given_c_nk
-        Of :func:`log_p_z_given_c`, shape ``(..., n, k)``.
+        Result of :func:`log_p_z_given_c`, shape ``(..., n, k)``.
     floor
-        Added to every density.
+        Constant added to every pi_c N(z; mu_c, var_c).
 
     Examples
     --------
@@ -196,7 +198,7 @@ def log_responsibilities(
 
 
 def log_optimal_q_c(log_pi_k: Tensor, expected_log_p_z_given_c_nk: Tensor) -> Tensor:
-    r"""log g*_c, the maximiser of the mean-field bound over q(c|x), shape ``(..., n, k)``.
+    r"""log g*(c|x), the q(c|x) that maximizes the mean-field bound, shape ``(..., n, k)``.
 
     .. math:: g^* = \mathrm{softmax}_c(e_c), \quad
         e_c = \log\pi_c + E_{q(z|x)}[\log N(z; \mu_c, \mathrm{var}_c)]
@@ -204,9 +206,9 @@ def log_optimal_q_c(log_pi_k: Tensor, expected_log_p_z_given_c_nk: Tensor) -> Te
     Parameters
     ----------
     log_pi_k
-        Log weights, shape ``(k,)``.
+        Log weights of the components, shape ``(k,)``.
     expected_log_p_z_given_c_nk
-        Of :func:`expected_log_p_z_given_c`, shape ``(..., n, k)``.
+        Result of :func:`expected_log_p_z_given_c`, shape ``(..., n, k)``.
 
     Examples
     --------

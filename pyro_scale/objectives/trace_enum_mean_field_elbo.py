@@ -1,4 +1,4 @@
-"""An ELBO that enumerates c and integrates z out of its two log-densities."""
+"""An ELBO estimator that enumerates c and integrates the log-densities of z analytically."""
 
 from __future__ import annotations
 
@@ -14,41 +14,38 @@ __all__ = ["TraceEnumMeanField_ELBO"]
 
 
 class TraceEnumMeanField_ELBO(TraceEnum_ELBO):  # noqa: N801 (Pyro's naming)
-    r"""TraceEnum_ELBO with analytic expectations of the reparameterised log-densities.
+    r"""TraceEnum_ELBO with analytic expectations of the log-densities of reparameterized sites.
 
-    For every reparameterised site z that guide and model share, the sampled log-densities are
-    replaced by their expectations under q(z|x),
+    For every reparameterized site z that guide and model share, the log-densities at the sample
+    are replaced by their expectations under q(z|x),
 
     .. math::
         \log p(z \mid c) &\to E_q[\log p(z \mid c)] = -KL(q \,\|\, p(\cdot \mid c)) - H(q) \\
         \log q(z \mid x) &\to E_q[\log q(z \mid x)] = -H(q)
 
     while discrete sites are enumerated as in :class:`pyro.infer.TraceEnum_ELBO`. Pyro has no
-    such estimator: its TraceMeanField_ELBO refuses a Categorical.
+    such estimator: its TraceMeanField_ELBO rejects a Categorical.
 
-    On a guide where c is independent of z given x it is unbiased for the same ELBO, with less
-    variance: it is then the mean-field bound of VaDE and SCALE's derivation, exactly per
-    sample. On the *structured* guide q(z|x) p(c|z), where c depends on z, it is not the ELBO
-    of that guide: it reproduces SCALE's loss sample by sample. See ``derivations/``.
+    With a guide in which c is independent of z given x, the estimator is unbiased for the same
+    ELBO as TraceEnum_ELBO and has less variance. Sample by sample it equals the mean-field bound
+    of VaDE and of SCALE's derivation. With the *structured* guide q(z|x) p(c|z), in which c
+    depends on z, it does not estimate the ELBO of that guide: sample by sample it equals SCALE's
+    loss. See ``derivations/``.
 
-    Parameters are those of :class:`pyro.infer.TraceEnum_ELBO`.
+    The parameters are those of :class:`pyro.infer.TraceEnum_ELBO`.
 
     Raises
     ------
     NotImplementedError
-        When called with a guide that samples a discrete site instead of enumerating it, or
-        with a reparameterised site whose KL divergence to its prior is not registered (the
-        collapsed mixture).
+        If the guide samples a discrete site instead of enumerating it, if a reparameterized site of
+        the guide is not in the model, or if Pyro has no KL divergence from the distribution of a
+        reparameterized site to its prior, as for the mixture prior of the collapsed model.
 
     Examples
     --------
-    The loss of VaDE and of SCALE's derivation: c enumerated, independent of z.
+    The loss of VaDE and of SCALE's derivation: c is enumerated and independent of z given x.
 
-    >>> import torch
     >>> from pyro_scale.objectives import Objective
-    >>> from pyro_scale.programs import Cells, MixtureVAE
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
     >>> Objective(vae, "mean_field", "TraceEnumMeanField_ELBO")(cells).shape
     torch.Size([])
     """
@@ -61,15 +58,15 @@ class TraceEnumMeanField_ELBO(TraceEnum_ELBO):  # noqa: N801 (Pyro's naming)
             if not guide_site["fn"].has_rsample:
                 if not guide_site["infer"].get("enumerate"):
                     raise NotImplementedError(
-                        f"TraceEnumMeanField_ELBO needs every discrete site of the guide "
-                        f"enumerated, but {name!r} is sampled: mark it "
-                        f"infer={{'enumerate': 'parallel'}}."
+                        f"TraceEnumMeanField_ELBO needs every discrete site of the guide to be "
+                        f"enumerated, but {name!r} is sampled: pass "
+                        f"infer={{'enumerate': 'parallel'}} to its pyro.sample."
                     )
                 continue
             if name not in model_trace:
                 raise NotImplementedError(
-                    f"TraceEnumMeanField_ELBO needs every guide site in the model too, but "
-                    f"{name!r} is only in the guide."
+                    f"TraceEnumMeanField_ELBO needs every site of the guide to be in the model "
+                    f"too, but {name!r} is only in the guide."
                 )
             model_site = model_trace.nodes[name]
             q, p = guide_site["fn"], model_site["fn"]
@@ -78,7 +75,7 @@ class TraceEnumMeanField_ELBO(TraceEnum_ELBO):  # noqa: N801 (Pyro's naming)
             except NotImplementedError as error:
                 raise NotImplementedError(
                     f"TraceEnumMeanField_ELBO needs a registered KL divergence at site {name!r}, "
-                    f"but none is for q = {_describe(q)} and p = {_describe(p)}."
+                    f"but there is none for q = {_describe(q)} and p = {_describe(p)}."
                 ) from error
             entropy = q.entropy()
             _replace_log_prob(guide_site, -entropy)
@@ -87,10 +84,10 @@ class TraceEnumMeanField_ELBO(TraceEnum_ELBO):  # noqa: N801 (Pyro's naming)
 
 
 def _replace_log_prob(site: dict[str, Any], log_prob: Tensor) -> None:
-    """Put an unscaled log-density at a site, then apply the site's own mask and scale again."""
+    """Replace a site's unscaled log-density, then apply the site's mask and scale to it."""
     parts = site["packed"]
     unscaled = packed.pack(log_prob, site["infer"]["_dim_to_symbol"])
-    # One after the other: packed.scale_and_mask drops the scale when it is given a mask.
+    # In two calls, because packed.scale_and_mask ignores the scale when it is given a mask.
     masked = packed.scale_and_mask(unscaled, mask=parts["mask"])
     parts["unscaled_log_prob"] = unscaled
     parts["log_prob"] = packed.scale_and_mask(masked, scale=site["scale"])

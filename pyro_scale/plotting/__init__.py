@@ -1,20 +1,15 @@
-"""One function per figure (``ps.pl``). pyplot, its figures and rcParams are left alone.
+"""Figures of the data, the model and the objectives (``ps.pl``), one function per figure.
 
-A figure of one axes takes ``ax`` and returns it; a larger one is returned as a Figure. ``save``
-writes ``.pdf``, ``.svg`` or ``.png``.
+Functions that draw on one Axes take ``ax`` and return it; the others return a new Figure. No
+function changes pyplot's state or rcParams. ``save`` writes ``.pdf``, ``.svg`` or ``.png``.
 """
 
-from pyro_scale.plotting.bounds import comparison, ladder
-from pyro_scale.plotting.correlation import cell_correlation
-from pyro_scale.plotting.heatmaps import peak_heatmap
-from pyro_scale.plotting.imputed import imputation
-from pyro_scale.plotting.matrix import matrix
-from pyro_scale.plotting.overview import run
-from pyro_scale.plotting.responsibilities import occupancy
-from pyro_scale.plotting.scatter import embedding, responsibility_entropy
-from pyro_scale.plotting.scores import metrics
-from pyro_scale.plotting.style import CATEGORIES, PALETTE, style
-from pyro_scale.plotting.tables import confusion_matrix, feature_specificity
+from pyro_scale.plotting._style import CATEGORIES, PALETTE, style
+from pyro_scale.plotting.clusters import confusion_matrix, feature_specificity, metrics, occupancy
+from pyro_scale.plotting.embedding import embedding, responsibility_entropy
+from pyro_scale.plotting.heatmaps import cell_correlation, imputation, peak_heatmap
+from pyro_scale.plotting.objectives import comparison, ladder, objective_matrix
+from pyro_scale.plotting.summary import summary
 from pyro_scale.plotting.training import history
 
 __all__ = [
@@ -28,11 +23,11 @@ __all__ = [
     "history",
     "imputation",
     "ladder",
-    "matrix",
     "metrics",
+    "objective_matrix",
     "occupancy",
     "peak_heatmap",
     "responsibility_entropy",
-    "run",
     "style",
+    "summary",
 ]

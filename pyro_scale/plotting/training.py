@@ -1,4 +1,4 @@
-"""The course of training."""
+"""Figure of the training history."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pyro_scale.plotting.saving import on_axes
-from pyro_scale.plotting.style import PALETTE
+from pyro_scale.plotting._figure import on_axes
+from pyro_scale.plotting._style import PALETTE
 
 __all__ = ["history"]
 
@@ -17,17 +17,17 @@ __all__ = ["history"]
 def history(
     history: pd.DataFrame, *, ax: Axes | None = None, save: str | Path | None = None
 ) -> Axes:
-    """The bound over epochs, of training and held-out cells, and where the mixture starts.
+    """Plot the ELBO of training and held-out cells over epochs, and the start of the mixture phase.
 
     Parameters
     ----------
     history
-        ``model.history``, one row per epoch: columns ``elbo_train``, ``phase`` and perhaps
-        ``elbo_validation``.
+        ``model.history``, one row per epoch, with columns ``elbo_train``, ``phase`` and
+        optionally ``elbo_validation``.
     ax
-        Draw here; None: a new figure.
+        Axes to draw on. If None, a new figure is created.
     save
-        Write the figure to this ``.pdf``, ``.svg`` or ``.png``.
+        Path of a ``.pdf``, ``.svg`` or ``.png`` file to write the figure to.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def history(
     --------
     >>> epochs = {"elbo_train": [-90.0, -80.0, -75.0], "phase": ["warm-up", "warm-up", "mixture"]}
     >>> axes = history(pd.DataFrame(epochs))
-    >>> len(axes.lines)  # the bound, and where the mixture starts
+    >>> len(axes.lines)  # the ELBO and the start of the mixture phase
     2
     """
     if not isinstance(history, pd.DataFrame):
@@ -64,7 +64,7 @@ def history(
             ax.axvline(started[0], color="0.6", lw=0.8, ls=":", label="mixture starts")
         values = history[list(curves)].to_numpy(dtype=np.float64)
         values = values[np.isfinite(values)]
-        if len(values):  # the first epochs would flatten the rest
+        if len(values):  # the lowest values, of the first epochs, would compress the rest
             low, high = np.quantile(values, [0.08, 1.0])
             margin = 0.05 * max(high - low, 1e-6)
             ax.set_ylim(low - margin, high + margin)

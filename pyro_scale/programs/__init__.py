@@ -1,8 +1,14 @@
-"""What is believed: prior, networks, likelihood, the model, one guide per formulation."""
+"""The generative model and its variational guides as Pyro programs."""
 
-from pyro_scale.programs._program import Program
-from pyro_scale.programs.cells import Cells
-from pyro_scale.programs.formulations import FORMULATIONS, Formulation, Programs, Treatment, build
+from pyro_scale.programs.batch import CellBatch
+from pyro_scale.programs.formulations import (
+    FORMULATIONS,
+    ConditioningOfC,
+    Formulation,
+    Programs,
+    Treatment,
+    build_programs,
+)
 from pyro_scale.programs.guides import (
     AmortizedGuide,
     AuxiliaryGuide,
@@ -10,14 +16,15 @@ from pyro_scale.programs.guides import (
     MeanFieldGuide,
     StructuredGuide,
 )
-from pyro_scale.programs.likelihood import BernoulliLikelihood, PoissonLikelihood
-from pyro_scale.programs.models import AuxiliaryModel, CollapsedModel, MixtureModel
+from pyro_scale.programs.likelihoods import BernoulliLikelihood, PoissonLikelihood
+from pyro_scale.programs.models import AuxiliaryModel, CollapsedModel, MixtureModel, Program
 from pyro_scale.programs.networks import (
     Classifier,
     Encoder,
     Lsi,
     PeakLinear,
     PosteriorVariance,
+    rsample,
 )
 from pyro_scale.programs.prior import MixturePrior
 from pyro_scale.programs.vae import LikelihoodName, MixtureVAE
@@ -28,9 +35,10 @@ __all__ = [
     "AuxiliaryGuide",
     "AuxiliaryModel",
     "BernoulliLikelihood",
-    "Cells",
+    "CellBatch",
     "Classifier",
     "CollapsedModel",
+    "ConditioningOfC",
     "Encoder",
     "Formulation",
     "LatentGuide",
@@ -47,5 +55,6 @@ __all__ = [
     "Programs",
     "StructuredGuide",
     "Treatment",
-    "build",
+    "build_programs",
+    "rsample",
 ]

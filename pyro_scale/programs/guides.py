@@ -1,8 +1,8 @@
-"""One guide per formulation.
+"""The variational guides of the formulations, which are choices of q(z,c|x).
 
-Each guide's factorisation stands in its docstring and its body reads like it. A guide that
-has c samples it either by enumeration (``enumerate_c=True``: an exact sum, no noise) or by
-Monte Carlo.
+The docstring of each guide states its factorization, and the body follows it line by line. A guide
+that contains the mixture component c either enumerates it (``enumerate_c=True``), which sums over c
+exactly and without Monte Carlo noise, or samples it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pyro
 import pyro.distributions as dist
 from pyro import poutine
 
-from pyro_scale.programs._program import Program
-from pyro_scale.programs.cells import Cells
+from pyro_scale.programs.batch import CellBatch
+from pyro_scale.programs.models import Program
 from pyro_scale.programs.vae import MixtureVAE
 
 __all__ = [
@@ -27,26 +27,23 @@ __all__ = [
 
 
 class LatentGuide(Program):
-    r"""q(z|x): c is not in the guide (collapsed and model-enumerated formulations).
+    r"""q(z|x), a guide without c, for the collapsed and model-enumerated formulations.
 
     .. math:: z_n \sim \mathrm{Normal}(\mathrm{loc}(x_n), \mathrm{diag}(\mathrm{var}(x_n)))
 
     Parameters
     ----------
     vae
-        The parameters.
+        Module that holds the parameters.
 
     Examples
     --------
-    >>> import torch
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
     >>> trace = pyro.poutine.trace(LatentGuide(vae)).get_trace(cells)
-    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "z"}
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in ("z",)}
     {'z': (5, 2)}
     """
 
-    def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
+    def forward(self, cells: CellBatch, kl_weight: float = 1.0) -> None:
         """Sample z given ``cells``."""
         encoder = self.vae.encoder
         with pyro.plate("cells", cells.n_cells), poutine.scale(scale=kl_weight):
@@ -54,7 +51,7 @@ class LatentGuide(Program):
 
 
 class _GuideWithC(Program):
-    """A guide that also samples c, by enumeration or by Monte Carlo."""
+    """A guide that also contains c, enumerated or sampled."""
 
     def __init__(self, vae: MixtureVAE, *, enumerate_c: bool = True) -> None:
         super().__init__(vae)
@@ -62,7 +59,7 @@ class _GuideWithC(Program):
 
 
 class StructuredGuide(_GuideWithC):
-    r"""q(z,c|x) = q(z|x) p(c|z): the component's exact posterior given z.
+    r"""q(z,c|x) = q(z|x) p(c|z), where c has its exact posterior given z.
 
     .. math::
         z_n &\sim \mathrm{Normal}(\mathrm{loc}(x_n), \mathrm{diag}(\mathrm{var}(x_n))) \\
@@ -71,21 +68,18 @@ class StructuredGuide(_GuideWithC):
     Parameters
     ----------
     vae
-        The parameters.
+        Module that holds the parameters.
     enumerate_c
-        Sum c out, exactly; False: draw it.
+        Whether c is enumerated, so that Pyro sums over it exactly, or sampled.
 
     Examples
     --------
-    >>> import torch
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
     >>> trace = pyro.poutine.trace(StructuredGuide(vae, enumerate_c=False)).get_trace(cells)
-    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "zc"}
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in ("z", "c")}
     {'z': (5, 2), 'c': (5,)}
     """
 
-    def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
+    def forward(self, cells: CellBatch, kl_weight: float = 1.0) -> None:
         """Sample z and then c given ``cells``."""
         encoder, prior = self.vae.encoder, self.vae.prior
         with pyro.plate("cells", cells.n_cells), poutine.scale(scale=kl_weight):
@@ -95,7 +89,7 @@ class StructuredGuide(_GuideWithC):
 
 
 class MeanFieldGuide(_GuideWithC):
-    r"""q(z,c|x) = q(z|x) g*(c|x): c independent of z, with the best such q(c|x).
+    r"""q(z,c|x) = q(z|x) g*(c|x), where c is independent of z and has the optimal q(c|x).
 
     .. math::
         z_n &\sim \mathrm{Normal}(\mathrm{loc}(x_n), \mathrm{diag}(\mathrm{var}(x_n))) \\
@@ -105,21 +99,18 @@ class MeanFieldGuide(_GuideWithC):
     Parameters
     ----------
     vae
-        The parameters.
+        Module that holds the parameters.
     enumerate_c
-        Sum c out, exactly; False: draw it.
+        Whether c is enumerated, so that Pyro sums over it exactly, or sampled.
 
     Examples
     --------
-    >>> import torch
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
     >>> trace = pyro.poutine.trace(MeanFieldGuide(vae, enumerate_c=False)).get_trace(cells)
-    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "zc"}
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in ("z", "c")}
     {'z': (5, 2), 'c': (5,)}
     """
 
-    def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
+    def forward(self, cells: CellBatch, kl_weight: float = 1.0) -> None:
         """Sample z and c, independently, given ``cells``."""
         encoder, prior = self.vae.encoder, self.vae.prior
         loc_nd, var_nd = encoder(cells)
@@ -130,7 +121,7 @@ class MeanFieldGuide(_GuideWithC):
 
 
 class AmortizedGuide(_GuideWithC):
-    r"""q(z,c|x) = q(z|x) q(c|x): c independent of z, with q(c|x) a classifier network.
+    r"""q(z,c|x) = q(z|x) q(c|x), where c is independent of z and q(c|x) is a classifier network.
 
     .. math::
         z_n &\sim \mathrm{Normal}(\mathrm{loc}(x_n), \mathrm{diag}(\mathrm{var}(x_n))) \\
@@ -139,21 +130,19 @@ class AmortizedGuide(_GuideWithC):
     Parameters
     ----------
     vae
-        The parameters.
+        Module that holds the parameters.
     enumerate_c
-        Sum c out, exactly; False: draw it.
+        Whether c is enumerated, so that Pyro sums over it exactly, or sampled.
 
     Examples
     --------
-    >>> import torch
-    >>> vae = MixtureVAE(30, n_components=3, n_latent=2, hidden=(8,), classifier=True)
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
+    >>> vae.add_classifier()
     >>> trace = pyro.poutine.trace(AmortizedGuide(vae, enumerate_c=False)).get_trace(cells)
-    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "zc"}
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in ("z", "c")}
     {'z': (5, 2), 'c': (5,)}
     """
 
-    def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
+    def forward(self, cells: CellBatch, kl_weight: float = 1.0) -> None:
         """Sample z and c, independently, given ``cells``."""
         encoder, classifier = self.vae.encoder, self.vae.required_classifier
         features = encoder.features(cells)
@@ -163,7 +152,7 @@ class AmortizedGuide(_GuideWithC):
 
 
 class AuxiliaryGuide(_GuideWithC):
-    r"""SCALE as a variational program: c sees an auxiliary draw u, not z.
+    r"""q(u|x) p(c|z=u) q(z|x), the guide of SCALE: c depends on an auxiliary draw u, not on z.
 
     .. math::
         u_n, z_n &\sim \mathrm{Normal}(\mathrm{loc}(x_n), \mathrm{diag}(\mathrm{var}(x_n)))
@@ -171,26 +160,23 @@ class AuxiliaryGuide(_GuideWithC):
         c_n \mid u_n &\sim \mathrm{Categorical}(\gamma(u_n)), \quad \gamma_c(u) = p(c \mid z{=}u)
 
     With :class:`~pyro_scale.programs.models.AuxiliaryModel` its ELBO is the expectation of
-    SCALE's loss, which is therefore a lower bound of log p(x).
+    SCALE's objective (the negative loss), which is therefore a lower bound of log p(x).
 
     Parameters
     ----------
     vae
-        The parameters.
+        Module that holds the parameters.
     enumerate_c
-        Sum c out, exactly; False: draw it.
+        Whether c is enumerated, so that Pyro sums over it exactly, or sampled.
 
     Examples
     --------
-    >>> import torch
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
     >>> trace = pyro.poutine.trace(AuxiliaryGuide(vae, enumerate_c=False)).get_trace(cells)
-    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in "ucz"}
+    >>> {name: tuple(trace.nodes[name]["value"].shape) for name in ("u", "c", "z")}
     {'u': (5, 2), 'c': (5,), 'z': (5, 2)}
     """
 
-    def forward(self, cells: Cells, kl_weight: float = 1.0) -> None:
+    def forward(self, cells: CellBatch, kl_weight: float = 1.0) -> None:
         """Sample u, then c, and z given ``cells``."""
         encoder, prior = self.vae.encoder, self.vae.prior
         q_z = encoder.q_z(*encoder(cells))

@@ -13,11 +13,10 @@ __all__ = ["MixturePrior", "inverse_softplus"]
 
 
 def inverse_softplus(y: Tensor) -> Tensor:
-    """The x with ``softplus(x) = y``, for y > 0, without overflow.
+    """Return the x with ``softplus(x) = y``, for ``y`` > 0, without overflow.
 
     Examples
     --------
-    >>> import torch
     >>> float(torch.nn.functional.softplus(inverse_softplus(torch.tensor(3.0))))
     3.0
     """
@@ -29,9 +28,9 @@ class MixturePrior(nn.Module):
 
     .. math:: p(z) = \sum_{c=1}^K \pi_c \, N(z; \mu_c, \mathrm{diag}(\mathrm{var}_c))
 
-    Weights live on the simplex (softmax of ``logits_k``) and variances are positive
-    (softplus of ``raw_var_kd`` plus a floor) for every value of the parameters, which is what
-    the published SCALE code leaves open.
+    For every value of the parameters the weights lie on the simplex (softmax of ``logits_k``) and
+    the variances are positive (softplus of ``raw_var_kd`` plus a floor). The published SCALE code
+    guarantees neither.
 
     Parameters
     ----------
@@ -40,7 +39,7 @@ class MixturePrior(nn.Module):
     n_latent
         D, the dimension of the latent space.
     min_var
-        Floor of every component variance, in squared latent units.
+        Lower bound of every component variance, in squared latent units.
 
     References
     ----------
@@ -78,7 +77,7 @@ class MixturePrior(nn.Module):
 
     @property
     def log_pi_k(self) -> Tensor:
-        """Log mixture weights, shape ``(K,)``; ``exp`` of them sums to one."""
+        """Log mixture weights, shape ``(K,)``; their exponentials sum to one."""
         return F.log_softmax(self.logits_k, dim=-1)
 
     @property
@@ -87,20 +86,20 @@ class MixturePrior(nn.Module):
         return F.softplus(self.raw_var_kd) + self.min_var
 
     def weight(self) -> dist.Distribution:
-        """p(c): Categorical(pi)."""
+        """Return p(c) = Categorical(pi)."""
         return dist.Categorical(logits=self.log_pi_k)
 
     def component(self, c: Tensor) -> dist.Distribution:
-        """p(z|c): Normal(mu_c, diag(var_c)), for component indices ``c`` of any shape."""
+        """Return p(z|c) = Normal(mu_c, diag(var_c)), for component indices ``c`` of any shape."""
         return dist.Normal(self.loc_kd[c], self.var_kd.sqrt()[c]).to_event(1)
 
     def mixture(self) -> dist.Distribution:
-        """p(z): the mixture density, with c summed out."""
+        """Return p(z), the mixture density with c summed out."""
         components = dist.Normal(self.loc_kd, self.var_kd.sqrt()).to_event(1)
         return dist.MixtureSameFamily(self.weight(), components)
 
     def log_responsibilities(self, z_nd: Tensor) -> Tensor:
-        r"""log p(c|z), the responsibilities at ``z_nd``, by log_softmax: shape ``(..., K)``.
+        r"""Return log p(c|z), the log responsibilities at ``z_nd``, shape ``(..., K)``.
 
         .. math:: \gamma_c(z) = \pi_c N(z; \mu_c, \mathrm{var}_c) \,/\, p(z)
         """
@@ -108,7 +107,9 @@ class MixturePrior(nn.Module):
         return F.log_softmax(self.log_pi_k + components.log_prob(z_nd.unsqueeze(-2)), dim=-1)
 
     def log_optimal_q_c(self, loc_nd: Tensor, var_nd: Tensor) -> Tensor:
-        r"""log g*_c, the best q(c|x) that does not see z: shape ``(..., K)``.
+        r"""Return log g*(c|x), shape ``(..., K)``.
+
+        g* is the q(c|x) that maximizes the ELBO among those independent of z.
 
         .. math::
             g^*_c \propto \exp\big(\log \pi_c + E_{q(z|x)}[\log N(z; \mu_c, \mathrm{var}_c)]\big)
@@ -124,7 +125,10 @@ class MixturePrior(nn.Module):
         return F.log_softmax(self.log_pi_k + expected_nk, dim=-1)
 
     def resize(self, n_components: int) -> None:
-        """Give the mixture ``n_components``: fresh parameters, on its device and in its dtype."""
+        """Replace the parameters by newly initialized ones for ``n_components`` components.
+
+        Device and dtype remain the same.
+        """
         other = MixturePrior(n_components, self.loc_kd.shape[1], min_var=self.min_var)
         other = other.to(self.loc_kd)
         self.logits_k, self.loc_kd = other.logits_k, other.loc_kd
@@ -132,15 +136,15 @@ class MixturePrior(nn.Module):
 
     @torch.no_grad()
     def set_components(self, pi_k: Tensor, loc_kd: Tensor, var_kd: Tensor) -> None:
-        """Overwrite weights, means and variances (used by initialisation).
+        """Set the weights, means and variances of the components in place.
 
-        Variances below twice the floor are raised to it; an empty weight is raised to
-        a tenth of a uniform share, so that its component can still be found.
+        Smaller variances are raised to ``2 * min_var``, and smaller weights to ``0.1 / K`` before
+        normalization, so that training can still assign cells to an empty component.
 
         Parameters
         ----------
         pi_k, loc_kd, var_kd
-            Shapes ``(K,)``, ``(K, D)`` and ``(K, D)``.
+            Weights, means and variances, shapes ``(K,)``, ``(K, D)`` and ``(K, D)``.
         """
         self.logits_k.copy_(pi_k.clamp_min(0.1 / len(pi_k)).log())
         self.loc_kd.copy_(loc_kd)

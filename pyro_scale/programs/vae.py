@@ -1,4 +1,4 @@
-"""The parameters that every program shares."""
+"""The parameters that the models and guides share."""
 
 from __future__ import annotations
 
@@ -8,56 +8,55 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pyro_scale.programs.cells import Cells
-from pyro_scale.programs.likelihood import BernoulliLikelihood, PoissonLikelihood
+from pyro_scale.programs.batch import CellBatch
+from pyro_scale.programs.likelihoods import BernoulliLikelihood, PoissonLikelihood
 from pyro_scale.programs.networks import Classifier, Encoder, Lsi, PosteriorVariance
 from pyro_scale.programs.prior import MixturePrior
 
 __all__ = ["LikelihoodName", "MixtureVAE"]
 
 LikelihoodName = Literal["bernoulli", "poisson"]
-"""0/1, or counts."""
+"""Bernoulli likelihood for 0/1 accessibility, or Poisson likelihood for counts."""
 
 
 class MixtureVAE(nn.Module):
-    """Prior, encoder, likelihood and (optionally) classifier: parameters, no inference.
+    """The parameters of the VAE: prior, encoder, likelihood and, optionally, classifier.
 
-    Models and guides are programs over these parameters (:func:`pyro_scale.programs.build`);
-    several programs may share one ``MixtureVAE``, which is how they are compared. Its
-    ``state_dict`` holds every parameter once.
+    The Pyro models and guides read these parameters
+    (:func:`pyro_scale.programs.build_programs`). Programs that share one ``MixtureVAE`` can be
+    compared at the same parameters. Its ``state_dict`` holds every parameter once.
 
     Parameters
     ----------
     n_peaks, n_components, n_latent
-        P, K and D.
+        Numbers of peaks (P), of mixture components (K) and of latent dimensions (D).
     hidden
-        Widths of the encoder's hidden layers; SCALE has (1024, 128).
+        Widths of the encoder's hidden layers; (1024, 128) in SCALE.
     decoder_hidden
-        Widths of the decoder's hidden layers; SCALE has none (a linear decoder).
+        Widths of the decoder's hidden layers; none in SCALE (a linear decoder).
     likelihood
         ``"bernoulli"`` or ``"poisson"``.
     layer_norm
-        Normalise the encoder's hidden layers.
+        Whether the encoder's hidden layers are normalized.
     lsi
-        The encoder reads these coordinates of the cells. None: it reads the accessibility
-        itself, as SCALE does.
+        Transform to the LSI coordinates that the encoder reads. With None the encoder reads the
+        accessibility itself, as in SCALE.
     n_batches
-        Number of batches that the decoder is conditioned on; one: it is not.
+        Number of batches. The decoder is conditioned on the batch if there is more than one.
     mean_log_depth
-        Centre of the Bernoulli depth term; None leaves the term out, as SCALE does. The
-        Poisson likelihood always has the depth as its exposure.
+        Mean log depth of the training cells. The logits of the Bernoulli likelihood depend on the
+        difference between a cell's log depth and this value; with None they do not depend on
+        depth, as in SCALE. The Poisson likelihood ignores it and always uses the depth as its
+        exposure.
     classifier
-        Add q(c|x), which the amortized formulation needs.
+        Whether to add the classifier network q(c|x), which the formulation ``"amortized"`` needs.
     posterior_variance
-        As in :class:`Encoder`.
+        Function that maps the encoder's output to the variance of q(z|x), as in :class:`Encoder`.
 
     Examples
     --------
-    >>> import torch
-    >>> vae = MixtureVAE(n_peaks=30, n_components=3, n_latent=2, hidden=(8,))
     >>> vae.n_peaks, vae.n_components, vae.n_latent
     (30, 3, 2)
-    >>> cells = Cells.from_counts((torch.rand(5, 30) < 0.2).float())
     >>> loc_nd, var_nd = vae.encoder(cells)
     >>> vae.prior.log_responsibilities(loc_nd).shape, vae.likelihood.mean(loc_nd, cells).shape
     (torch.Size([5, 3]), torch.Size([5, 30]))
@@ -132,32 +131,39 @@ class MixtureVAE(nn.Module):
         return self.prior.n_components
 
     def with_prior(self, prior: MixturePrior) -> MixtureVAE:
-        """The same networks (shared, not copied) under another ``prior``."""
+        """Return a model with the same networks (shared, not copied) and another ``prior``."""
         other = copy.copy(self)
         other._modules = {**self._modules, "prior": prior}
         return other
 
     def with_encoder(self, encoder: nn.Module) -> MixtureVAE:
-        """The same prior and decoder (shared, not copied) under another q(z|x).
+        """Return a model with the same prior and decoder (shared, not copied) and another q(z|x).
 
         Parameters
         ----------
         encoder
-            Called with :class:`Cells`, it returns mean and variance of q(z|x), each ``(n, d)``;
-            its ``q_z(loc_nd, var_nd)`` is the distribution (:meth:`Encoder.q_z`).
+            Module that maps a :class:`CellBatch` to the mean and variance of q(z|x), each of shape
+            ``(n, d)``. Its ``q_z(loc_nd, var_nd)`` returns the distribution, as
+            :meth:`Encoder.q_z` does.
         """
         other = copy.copy(self)
         other._modules = {**self._modules, "encoder": encoder}
         return other
 
     def add_classifier(self) -> None:
-        """Give the model a fresh q(c|x), on the device and in the dtype of its encoder."""
+        """Add a newly initialized classifier q(c|x), on the encoder's device and in its dtype."""
         head = self.encoder.loc
         self.classifier = Classifier(head.in_features, self.n_components).to(head.weight)
 
     @property
     def required_classifier(self) -> Classifier:
-        """The classifier q(c|x), or a ValueError that says how to have one."""
+        """The classifier q(c|x).
+
+        Raises
+        ------
+        ValueError
+            If the model has no classifier, or the prior has another number of components.
+        """
         if self.classifier is None:
             raise ValueError(
                 "This model has no classifier q(c|x): build it with formulation='amortized'."
@@ -165,12 +171,12 @@ class MixtureVAE(nn.Module):
         n_outputs = self.classifier.logits.out_features
         if n_outputs != self.n_components:
             raise ValueError(
-                f"the classifier q(c|x) has {n_outputs} components and the prior "
-                f"{self.n_components}: with a classifier, give n_components."
+                f"the classifier q(c|x) has {n_outputs} components, the prior has "
+                f"{self.n_components}: give n_components for a model with a classifier."
             )
         return self.classifier
 
-    def log_q_c(self, cells: Cells) -> Tensor:
-        """log q(c|x) of ``cells`` by the classifier, shape ``(n, k)``."""
+    def log_q_c(self, cells: CellBatch) -> Tensor:
+        """Return log q(c|x) of ``cells`` from the classifier, shape ``(n, k)``."""
         log_q_c_nk: Tensor = self.required_classifier(self.encoder.features(cells))
         return log_q_c_nk

@@ -1,45 +1,40 @@
-"""The loop (Lightning), initialisation and stopping.
+"""The training loop (Lightning), initialization, optimizers and callbacks.
 
-Lightning and scikit-learn, which take long to import, come with the first thing that needs them.
+Lightning takes long to import, so it is imported when a name that needs it is first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyro_scale.training.initialise import build_vae, lsi_of
-from pyro_scale.training.plan import TrainingPlan, default_batch_size
+from pyro_scale.training.config import TrainingConfig, default_batch_size
+from pyro_scale.training.initialization import (
+    build_vae,
+    choose_n_components,
+    components_from_means,
+    fit_lsi,
+    moments,
+)
 
 if TYPE_CHECKING:
-    from pyro_scale.training.loop import fit
-    from pyro_scale.training.mixture_start import (
-        choose_n_components,
-        components_from_means,
-        moments,
-    )
     from pyro_scale.training.module import TrainingModule
+    from pyro_scale.training.trainer import fit
 
 __all__ = [
+    "TrainingConfig",
     "TrainingModule",
-    "TrainingPlan",
     "build_vae",
     "choose_n_components",
     "components_from_means",
     "default_batch_size",
     "fit",
-    "lsi_of",
+    "fit_lsi",
     "moments",
 ]
 
-_LATER = {
-    "TrainingModule": "module",
-    "choose_n_components": "mixture_start",
-    "components_from_means": "mixture_start",
-    "fit": "loop",
-    "moments": "mixture_start",
-}
+_NEEDS_LIGHTNING = {"TrainingModule": "module", "fit": "trainer"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    if name in _NEEDS_LIGHTNING:
+        return getattr(import_module(f"{__name__}.{_NEEDS_LIGHTNING[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The training loop's step, as a LightningModule around the objective."""
+"""The LightningModule of training: one step of Adam on an objective."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from pyro_scale.data import Counts, loader
-from pyro_scale.objectives import Objective, Row
-from pyro_scale.programs import Cells, MixtureVAE
-from pyro_scale.training.checkpoint import KEY, random_states, restore_random_states
-from pyro_scale.training.initialise import standard_normal_prior
-from pyro_scale.training.mixture_start import (
+from pyro_scale.data import CountMatrix, loader
+from pyro_scale.objectives import Objective, ObjectiveSpec
+from pyro_scale.programs import CellBatch, MixtureVAE
+from pyro_scale.training.callbacks import KEY, is_last_epoch, random_states, restore_random_states
+from pyro_scale.training.config import TrainingConfig
+from pyro_scale.training.initialization import (
     choose_n_components,
     components_from_means,
     moments,
+    standard_normal_prior,
 )
-from pyro_scale.training.non_finite import BackOff, culprit
-from pyro_scale.training.optimizers import optimizers_of
-from pyro_scale.training.peak_adam import PeakAdam
-from pyro_scale.training.plan import TrainingPlan
+from pyro_scale.training.lazy_adam import CombinedAdam
+from pyro_scale.training.nan_recovery import NanRecovery, first_nonfinite_site
+from pyro_scale.training.optimizers import build_optimizer, clip_grad_norm_, close_optimizer
 
 __all__ = ["TrainingModule"]
 
@@ -30,36 +30,33 @@ _SUMS = ("loss", "cells", "loss_validation", "cells_validation")
 
 
 class TrainingModule(L.LightningModule):
-    """Trains a row of the table: an N(0, I) warm-up, then the mixture.
+    """LightningModule that trains with an N(0, I) prior first (warm-up), then with the mixture.
 
-    Optimisation is manual because TraceGraph_ELBO and RenyiELBO call backward themselves;
-    every row goes through the same step.
+    Optimization is manual because TraceGraph_ELBO and RenyiELBO call backward themselves; the
+    training step is the same for every objective.
 
     Parameters
     ----------
     vae
-        The parameters to train, in place.
-    row
-        Which programs, under which estimator.
-    plan
-        The settings.
+        The model, whose parameters are trained in place.
+    objective
+        The objective.
+    config
+        The training settings.
     counts
-        The training cells, whose means the mixture starts from.
+        The training cells; after the warm-up their encoded means initialize the mixture.
     held_out
-        Cells whose bound is computed after each epoch; None: none.
+        Cells that are not trained on, whose ELBO is computed after each epoch. None: no such cells.
     choose_k
-        Choose the number of components when the mixture starts.
-    several
-        Several processes train together.
+        Whether to choose the number of components, K, after the warm-up.
+    distributed
+        Whether several processes train together.
     history
-        Where each epoch is appended; None: a new list.
+        List to which a record of each epoch is appended; None: a new list.
 
     Examples
     --------
-    >>> import pyro_scale as ps
-    >>> counts = ps.data.as_counts(ps.simulate(n_cells=40, n_peaks=60, density=0.2))
-    >>> vae, row = ps.programs.MixtureVAE(60, n_components=2, n_latent=2), ps.objectives.TABLE[0]
-    >>> module = TrainingModule(vae, row, TrainingPlan(), counts)
+    >>> module = TrainingModule(model.vae, model.config.objective, TrainingConfig(), counts)
     >>> module.warming_up, module.current_objective.estimator, module.release()
     (True, 'Trace_ELBO', None)
     """
@@ -67,227 +64,223 @@ class TrainingModule(L.LightningModule):
     def __init__(
         self,
         vae: MixtureVAE,
-        row: Row,
-        plan: TrainingPlan,
-        counts: Counts,
-        held_out: Counts | None = None,
+        objective: ObjectiveSpec,
+        config: TrainingConfig,
+        counts: CountMatrix,
+        held_out: CountMatrix | None = None,
         *,
         choose_k: bool = False,
-        several: bool = False,
+        distributed: bool = False,
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.vae, self.plan, self.counts, self.choose_k = vae, plan, counts, choose_k
-        self.held_out, self.several = held_out, several
+        self.vae, self.config, self.counts, self.choose_k = vae, config, counts, choose_k
+        self.held_out, self.distributed = held_out, distributed
         self.objective = Objective(
-            vae, row.formulation, row.estimator, row.c, n_particles=plan.n_particles
+            vae,
+            objective.formulation,
+            objective.estimator,
+            objective.c,
+            n_particles=config.n_particles,
         )
         warm_vae = vae.with_prior(standard_normal_prior(vae.n_latent))
         self.warmup_objective = Objective(warm_vae, "collapsed", "Trace_ELBO")
         self.history = [] if history is None else history
         self._sums = dict.fromkeys(_SUMS, 0.0)
-        self._peak_adam: PeakAdam | None = None
-        self._made: list[torch.optim.Optimizer] = []
-        self.back_off = BackOff(plan.back_offs)
-        self._random_states: dict[str, Any] | None = None  # of a checkpoint, until the next epoch
-        self.made_for: dict[str, Any] = {}
-        if several:  # where DDP finds no unused parameter (after the warm-up) it says so on stderr
+        self._adam: torch.optim.Adam | None = None
+        self.nan_recovery = NanRecovery(config.max_nan_retries)
+        self._random_states: dict[str, Any] | None = (
+            None  # of a checkpoint, until the next epoch starts
+        )
+        self.fingerprint: dict[str, Any] = {}
+        if distributed:  # DDP warns if no parameter is unused, as after the warm-up
             self.never_used = torch.nn.Parameter(torch.zeros(()))
 
     @property
     def warming_up(self) -> bool:
-        """Whether the prior is still N(0, I)."""
-        return self.current_epoch < self.plan.n_warmup
+        """Whether the current epoch is in the warm-up, with the N(0, I) prior."""
+        return self.current_epoch < self.config.n_warmup
 
     @property
     def current_objective(self) -> Objective:
-        """The objective of this epoch."""
+        """The objective of the current epoch."""
         return self.warmup_objective if self.warming_up else self.objective
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam, and :class:`PeakAdam` where it can be (:func:`optimizers_of`)."""
-        adam, self._peak_adam = optimizers_of(
-            self.vae, self.plan, self.counts.n_cells, alone=not self.several
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build Adam (:func:`build_optimizer`)."""
+        self._adam = build_optimizer(
+            self.vae, self.config, self.counts.n_cells, distributed=self.distributed
         )
-        self._made = [adam] if self._peak_adam is None else [adam, self._peak_adam]
-        return self._made
+        return self._adam
 
     def release(self) -> None:
-        """Leave a layer as it was found, with the weights that training gave it, and let go of all.
+        """Undo what LazyAdam changes in the encoder's layer, and free optimizer and gradients.
 
-        Module and Trainer refer to each other: what they hold (weights, moments, gradients) would
-        stay in memory until Python next looks for cycles.
+        The Pyro programs are freed too. Module and Trainer refer to each other, so weights and
+        moments would otherwise stay in memory until Python's next garbage collection.
         """
-        if self._peak_adam is not None:
-            self._peak_adam.release()
-        for optimizer in self._made:
-            optimizer.state.clear()
-            optimizer.param_groups.clear()
+        if self._adam is not None:
+            close_optimizer(self._adam)
         self.vae.zero_grad(set_to_none=True)
-        self._peak_adam = None
-        self.back_off = BackOff(0)
+        self._adam = None
+        self.nan_recovery = NanRecovery(0)
         self._modules.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the history, random states, and what the training is of."""
-        last = self.trainer.should_stop or self.current_epoch + 1 == self.trainer.max_epochs
+        """Add the history, the random states and the fingerprint of the run to a checkpoint.
+
+        The fingerprint is the record of the run's cells and settings
+        (:func:`pyro_scale.training.callbacks.fingerprint`).
+        """
+        last = is_last_epoch(self.trainer)
         checkpoint["state_dict"].pop("never_used", None)
         checkpoint[KEY] = {
-            "made_for": self.made_for,
+            "fingerprint": self.fingerprint,
             "history": self.history,
-            "n_back_offs": self.back_off.n_taken,
+            "n_nan_retries": self.nan_recovery.n_taken,
             "finished": last,
             "random": random_states(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back; a chosen K makes room for its components."""
+        """Restore the history and the random states from a checkpoint.
+
+        If the run that saved it had chosen K already, the prior is resized to that K.
+        """
         ours = checkpoint[KEY]
-        if self.several:
+        if self.distributed:
             checkpoint["state_dict"]["never_used"] = self.never_used.detach()
         n_components = len(checkpoint["state_dict"]["vae.prior.logits_k"])
         if n_components != self.vae.n_components:
             self.vae.prior.resize(n_components)
         self.history[:] = ours["history"]
-        self.back_off.n_taken, self._random_states = ours["n_back_offs"], ours["random"]
+        self.nan_recovery.n_taken, self._random_states = ours["n_nan_retries"], ours["random"]
 
     def on_train_epoch_start(self) -> None:
-        """Start the mixture from the encoder's means when the warm-up is over."""
-        if self._random_states is not None and not self.several:  # those of one process
+        """Initialize the mixture from the encoder's means if the warm-up has just ended."""
+        if (
+            self._random_states is not None and not self.distributed
+        ):  # they are those of one process
             restore_random_states(self._random_states)
         self._random_states = None
         self._sums = dict.fromkeys(_SUMS, 0.0)
-        if self.plan.n_warmup > 0 and self.current_epoch == self.plan.n_warmup:
+        if self.config.n_warmup > 0 and self.current_epoch == self.config.n_warmup:
             loc_nd, var_nd = moments(self.vae, self.counts)
             if self.choose_k:
-                self.vae.prior.resize(choose_n_components(loc_nd, self.plan.seed))
+                self.vae.prior.resize(choose_n_components(loc_nd, self.config.seed))
                 self._replace_prior()
-            start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.plan.seed)
+            start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.config.seed)
             self.vae.prior.set_components(*self.trainer.strategy.broadcast(start))
-        optimizers = (self._optimizer.optimizer, self._peak_adam)
-        self.back_off.keep(self.vae, *(each for each in optimizers if each is not None))
+        self.nan_recovery.keep(self.vae, self._optimizer.optimizer)
 
     def _replace_prior(self) -> None:
-        """The prior has parameters that the optimiser does not know yet."""
+        """Replace the prior's parameters, which have been resized, in the optimizer."""
         optimizer = self._optimizer.optimizer
         group = optimizer.param_groups[1]
         for parameter in group["params"]:
             optimizer.state.pop(parameter, None)
         group["params"] = [*self.vae.prior.parameters()]
 
-    def train_dataloader(self) -> DataLoader[Cells]:
-        """The part of every minibatch that is this process's."""
+    def train_dataloader(self) -> DataLoader[CellBatch]:
+        """Return the minibatches of training cells.
+
+        If several processes train together, these are this process's part of each minibatch.
+        """
         part = (self.trainer.global_rank, self.trainer.world_size)
         return loader(
             self.counts,
-            self.plan.batch_size,
-            seed=self.plan.seed,
-            epoch=len(self.history),  # Lightning counts the one it goes on from a little later
+            self.config.batch_size,
+            seed=self.config.seed,
+            epoch=len(self.history),  # current_epoch is updated later when resuming
             part=part,
-            # Lightning's copies to a GPU do not block, which only helps from pinned memory.
+            # Copies from pinned memory to a GPU are faster; Lightning's wait until they are done.
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
-    def val_dataloader(self) -> DataLoader[Cells]:
-        """The same of held-out cells."""
+    def val_dataloader(self) -> DataLoader[CellBatch]:
+        """Return the minibatches of held-out cells.
+
+        If several processes train together, these are this process's part of each minibatch.
+        """
         held_out = self.counts[:0] if self.held_out is None else self.held_out
         part = (self.trainer.global_rank, self.trainer.world_size)
-        return loader(held_out, self.plan.batch_size, part=part)
+        return loader(held_out, self.config.batch_size, part=part)
 
     def on_fit_start(self) -> None:
-        """Give every process draws of its own."""
-        if self.several:
-            torch.manual_seed((self.plan.seed + self.trainer.global_rank) % 2**32)
+        """Seed every process differently, so that their draws differ."""
+        if self.distributed:
+            torch.manual_seed((self.config.seed + self.trainer.global_rank) % 2**32)
 
     def _total(self, value: float) -> float:
-        """Summed over processes."""
-        if not self.several:
+        """Return the sum of ``value`` over processes."""
+        if not self.distributed:
             return value
         here = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self.trainer.strategy.reduce(here, reduce_op="sum"))
 
-    def training_step(self, cells: Cells, _: int) -> None:
-        """One step of Adam on the mean loss per cell.
+    def training_step(self, cells: CellBatch, _: int) -> None:
+        """Take one step of Adam on the mean loss per cell.
 
-        Several processes average their gradients: each divides by its fair share of the cells.
+        Distributed data parallel averages gradients over processes. For that average to be the
+        gradient of the mean over all cells, each process divides its loss by the mean number of
+        cells per process, not by its own number of cells.
         """
-        optimizer, peak_adam = self._optimizer, self._peak_adam
+        optimizer = self._optimizer
         optimizer.zero_grad()
-        if peak_adam is not None:
-            peak_adam.zero_grad()
-        if self.plan.hidden_share > 0:
-            cells = cells.hide(self.plan.hidden_share, rescale=self.vae.encoder.lsi is None)
-        share = self._total(cells.n_cells) / self.trainer.world_size
+        if self.config.mask_rate > 0:
+            cells = cells.mask_peaks(self.config.mask_rate, rescale=self.vae.encoder.lsi is None)
+        mean_n_cells = self._total(cells.n_cells) / self.trainer.world_size
         loss = self.current_objective.backward(
             cells,
-            self.plan.kl_weight(self.current_epoch),
-            divide_by=share,
+            self.config.kl_weight(self.current_epoch),
+            divide_by=mean_n_cells,
             backward=self.manual_backward,
         )
-        scale = self._clip()
-        if not (math.isfinite(loss) and math.isfinite(scale)):
-            kl_weight = self.plan.kl_weight(self.current_epoch)
-            where = culprit(self.current_objective, cells, kl_weight)
+        norm = clip_grad_norm_(self.vae, optimizer.optimizer, self.config.gradient_clip)
+        if not (math.isfinite(loss) and norm.isfinite()):
+            kl_weight = self.config.kl_weight(self.current_epoch)
+            where = first_nonfinite_site(self.current_objective, cells, kl_weight)
             when = f"in epoch {self.current_epoch} (step {self.global_step + 1})"
-            self.back_off.not_finite(where, when)
+            self.nan_recovery.not_finite(where, when)
             return
         optimizer.step()
-        if peak_adam is not None:
-            peak_adam.step(scale=scale)  # not by Lightning, which would count it as a second step
-        self._sums["loss"] += loss * share
+        self._sums["loss"] += loss * mean_n_cells
         self._sums["cells"] += cells.n_cells
-
-    def _clip(self) -> float:
-        """Scale gradients down to a norm of at most ``gradient_clip``; the scale, NaN if it is not.
-
-        Pascanu et al. 2013, arXiv:1211.5063. Gradients that are not longer are not touched.
-        """
-        held = [p for p in self.vae.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
-        if self._peak_adam is not None:
-            norm = torch.hypot(norm, self._peak_adam.norm().to(norm))
-        if not norm.isfinite():
-            return math.nan
-        if norm <= self.plan.gradient_clip:
-            return 1.0
-        torch.nn.utils.clip_grads_with_norm_(held, self.plan.gradient_clip, norm)
-        return float(self.plan.gradient_clip / (norm + 1e-6))
 
     @property
     def _optimizer(self) -> Any:
-        """The one that Lightning counts the steps of."""
-        optimizers: Any = self.optimizers()
-        return optimizers[0] if isinstance(optimizers, list) else optimizers
+        """Adam, wrapped by Lightning, whose wrapper counts the steps."""
+        return self.optimizers()
 
-    def validation_step(self, cells: Cells, batch: int) -> None:
-        """The bound of held-out cells, at full KL weight.
+    def validation_step(self, cells: CellBatch, batch: int) -> None:
+        """Compute the ELBO of held-out cells, with weight one for the KL terms.
 
-        By the same draws at every epoch, so that epochs can be compared.
+        The random draws are the same in every epoch, so that epochs can be compared.
         """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.plan.seed + batch)
+            torch.manual_seed(self.config.seed + batch)
             self._sums["loss_validation"] += self.current_objective.loss(cells)
         self._sums["cells_validation"] += cells.n_cells
 
     def on_validation_epoch_end(self) -> None:
-        """Publish the held-out bound."""
+        """Log the mean ELBO of the held-out cells."""
         self.log("elbo_validation", self._mean("_validation"), prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
         """Append this epoch to the history."""
-        if self._peak_adam is not None:
-            self._peak_adam.settle()
+        if isinstance(self._adam, CombinedAdam):  # callbacks may read the weights
+            self._adam.lazy.flush()
         elbo = self._mean("")
         epoch = {
             "epoch": self.current_epoch,
             "phase": "warm-up" if self.warming_up else "mixture",
-            "kl_weight": self.plan.kl_weight(self.current_epoch),
+            "kl_weight": self.config.kl_weight(self.current_epoch),
             "elbo_train": elbo,
         }
-        if self.plan.back_offs:
-            epoch["n_back_offs"] = self.back_off.n_taken
+        if self.config.max_nan_retries:
+            epoch["n_nan_retries"] = self.nan_recovery.n_taken
         if self._sums["cells_validation"]:
             epoch["elbo_validation"] = self._mean("_validation")
         self.history.append(epoch)

@@ -35,7 +35,7 @@ def work(target: str, seed: int, first: int, end: int, folder: Path) -> None:
 
     import numpy as np
     import torch
-    from fuzz_targets import TARGETS, outcome
+    from helpers.fuzz_targets import TARGETS, outcome
 
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
@@ -148,7 +148,7 @@ def main() -> None:
         work(options.target, options.seed, options.first, end, options.worker)
         return
     sys.path.insert(0, str(TESTS))
-    from fuzz_targets import TARGETS
+    from helpers.fuzz_targets import TARGETS
 
     names = [options.target] if options.target else list(TARGETS)
     total, start = Counter(), time.monotonic()

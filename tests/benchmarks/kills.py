@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import killing
 import results_on_disk as left
-from killing import STAGES, TIDYING, At
+from helpers.kill_process import STAGES, TIDYING, At
 
 N_EPOCHS = 20
 COMMAND = ["-k", "8", "--embed", "tsne", "--impute"]

@@ -36,13 +36,13 @@ def write(path: Path, n_cells: int, n_peaks: int, density: float) -> None:
     empty = sp.csr_matrix((0, n_peaks), dtype=np.float32)
     with h5py.File(path, "w") as file:
         ad.io.write_elem(file, "X", empty, dataset_kwargs={"chunks": (2**16,)})
-        on_disk = ad.io.sparse_dataset(file["X"])
+        is_backed = ad.io.sparse_dataset(file["X"])
         for start in range(0, n_cells, 10_000):
             n = min(10_000, n_cells - start)
             columns = np.sort(rng.integers(n_peaks, size=(n, per_cell)), axis=1).ravel()
             indptr = np.arange(0, n * per_cell + 1, per_cell)
             ones = np.ones(len(columns), dtype=np.float32)
-            on_disk.append(sp.csr_matrix((ones, columns, indptr), (n, n_peaks)))
+            is_backed.append(sp.csr_matrix((ones, columns, indptr), (n, n_peaks)))
         ad.io.write_elem(file, "obs", pd.DataFrame(index=names))
         ad.io.write_elem(file, "var", pd.DataFrame(index=[f"peak_{i}" for i in range(n_peaks)]))
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})

@@ -83,7 +83,7 @@ def read(folder: Path, name: str) -> ad.AnnData:
     return ps.pp.filter_peaks(adata, min_cells=0.01)
 
 
-def hide(adata: ad.AnnData, seed: int) -> tuple[ad.AnnData, np.ndarray]:
+def mask_peaks(adata: ad.AnnData, seed: int) -> tuple[ad.AnnData, np.ndarray]:
     """A copy with a share of the ones set to zero, and the rows and columns of those."""
     x = adata.X.tocoo()
     hidden = np.random.default_rng(seed).random(x.nnz) < HIDDEN_ONES
@@ -106,7 +106,7 @@ def evaluate(name: str, adata: ad.AnnData, labels, k: int, seed: int, likelihood
         split = METHODS[name](adata[~test].copy(), k, seed)
         extra["held_out"] = float(np.mean(split.held_out(adata[test].copy(), 500)))
     if likelihood and hasattr(fitted, "imputed"):
-        seen, (row, column) = hide(adata, seed)
+        seen, (row, column) = mask_peaks(adata, seed)
         scores = METHODS[name](seen, k, seed).imputed(seen)
         zero = seen.X.toarray() == 0
         truth = np.zeros(seen.shape, dtype=bool)

@@ -36,11 +36,11 @@ import torch
 from speed_figure import draw
 
 import pyro_scale as ps
-from pyro_scale.data import as_counts, loader
-from pyro_scale.kernels.parallel import kernels_have_the_threads
+from pyro_scale.data import CountMatrix, loader
 from pyro_scale.objectives import collapsed, evaluate
-from pyro_scale.programs import MixtureVAE
-from pyro_scale.training.peak_adam import PeakAdam
+from pyro_scale.ops._numba import reserve_threads_for_kernels
+from pyro_scale.programs import MixtureVAE, rsample
+from pyro_scale.training.lazy_adam import LazyAdam
 
 HIDDEN = 0.5  # share of the ones that the encoder does not see, by default
 SKIPPED = 3  # the first steps, in which memory is allocated
@@ -98,30 +98,31 @@ def ours(**options) -> Callable:
 
 def bare(adata, k, batch, clock):
     """The same network, sparse kernels and loss without Pyro and Lightning."""
-    with kernels_have_the_threads():
+    with reserve_threads_for_kernels():
         _bare(adata, k, batch, clock)
 
 
 def _bare(adata, k, batch, clock):
-    counts = as_counts(adata)
+    counts = CountMatrix.from_anndata(adata)
     vae = MixtureVAE(adata.n_vars, k)
-    first = PeakAdam(vae.encoder.peaks, lr=2e-4)
+    first = LazyAdam(vae.encoder.peaks, lr=2e-4)
     rest = [p for p in vae.parameters() if p is not vae.encoder.peaks.weight_ph]
     optimizer = torch.optim.Adam(rest, lr=2e-4, fused=True)
     while True:
         for cells in loader(counts, batch, seed=0):
-            cells = cells.hide(HIDDEN, rescale=True)
+            cells = cells.mask_peaks(HIDDEN, rescale=True)
             first.zero_grad()
             optimizer.zero_grad()
             loc, var = vae.encoder(cells)
-            z = loc + var.sqrt() * torch.randn_like(loc)
+            z = rsample(loc, var, torch.randn_like(loc))
             loss = -collapsed(evaluate(vae, cells, z, moments=(loc, var))).total().mean()
             loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in rest])
             scale = min(1.0, float(10.0 / torch.hypot(norm, first.norm())))
             torch.nn.utils.clip_grads_with_norm_(rest, 10.0, norm / scale)
+            first.scale_gradient_(scale)
             optimizer.step()
-            first.step(scale=scale)
+            first.step()
             clock()
 
 

@@ -1,0 +1,118 @@
+"""Paths, patterns and names of files, and conversion of errors of readers to DataError."""
+
+from __future__ import annotations
+
+import bz2
+import difflib
+import glob
+import gzip
+import logging
+import lzma
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyro_scale.exceptions import DataError, OutOfMemoryError
+
+__all__ = ["OPEN", "expand", "holds", "modality_of", "readable", "stem_and_kind", "warn_of_cut"]
+
+logger = logging.getLogger(__name__)
+
+_TEXT = {".bed", ".csv", ".mtx", ".tsv", ".txt"}  # text formats, which may be compressed
+OPEN: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def stem_and_kind(path: Path) -> tuple[str, str]:
+    """Split a file's name into stem and extension, both without a suffix such as ``.gz``.
+
+    Examples
+    --------
+    >>> stem_and_kind(Path("folder/cells.csv.gz")), stem_and_kind(Path("cells.H5AD"))
+    (('cells', '.csv'), ('cells', '.h5ad'))
+    """
+    inner = Path(path.stem)
+    if path.suffix.lower() in OPEN and inner.suffix.lower() in _TEXT:
+        path = inner
+    return path.stem, path.suffix.lower()
+
+
+def modality_of(path: Path) -> tuple[Path, str | None]:
+    """Split ``file.h5mu/atac`` into file and modality; any other path has the modality None."""
+    if path.parent.suffix.lower() == ".h5mu":
+        return path.parent, path.name
+    return path, None
+
+
+def expand(path: Path) -> list[Path]:
+    """Return the file or folder at ``path`` or, if ``path`` is a pattern, all that match, sorted.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none; the message suggests the nearest names.
+    """
+    file, modality = modality_of(path.expanduser())
+    names = [file] if file.exists() else glob.glob(str(file), recursive=True)
+    found = sorted(map(Path, names))
+    if not found:
+        raise FileNotFoundError(_missing(file))
+    return [match if modality is None else match / modality for match in found]
+
+
+def holds(folder: Path, at_most: int = 20) -> str:
+    """Return a sentence that lists the content of a folder, for an error message."""
+    names = sorted(f"{inside.name}{'/' * inside.is_dir()}" for inside in folder.iterdir())
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return f"{folder} holds {', '.join(names[:at_most]) or 'nothing'}{more}."
+
+
+def _missing(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    wrong = path.absolute().relative_to(folder).parts[0]
+    near = difflib.get_close_matches(wrong, [inside.name for inside in folder.iterdir()])
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    if glob.has_magic(str(path)):
+        return f"no file matches {path}: {hint}{holds(folder)}"
+    return f"{path} does not exist: {hint}{holds(folder)}"
+
+
+def warn_of_cut(path: Path) -> None:
+    """Log a warning if a text file does not end with a line break, as it may be cut short."""
+    if path.suffix.lower() in OPEN or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() not in b"\r\n":
+            logger.warning(
+                "%s does not end with a line break: if it was cut short, its last entry is wrong.",
+                path,
+            )
+
+
+@contextmanager
+def readable(what: Path | str, kind: str) -> Iterator[None]:
+    """Turn any exception that a library raises while it reads a file into a DataError.
+
+    A damaged file may raise zlib.error, EOFError, OSError, KeyError, RuntimeError or others; the
+    DataError names the file, ``what``, and the format that it was read as, ``kind``.
+    """
+    try:
+        yield
+    except (DataError, ImportError, PermissionError):
+        raise
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"{what} needs more memory than there is ({_cause(error)}). If it is truly that large, "
+            "leave it on disk (backed=True, for .h5ad and .zarr); otherwise it is damaged."
+        ) from error
+    except Exception as error:
+        raise DataError(
+            f"{what} cannot be read as {kind} ({type(error).__name__}: {_cause(error)}). It has "
+            "another format, or is damaged or cut short: copy or download it again."
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or "no message"

@@ -1,0 +1,172 @@
+"""Reader of text tables (csv, tsv, txt) in blocks of rows, so that the table is never dense."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from pyro_scale.data.peak_names import looks_like_peaks
+from pyro_scale.data.readers.paths import OPEN, readable, stem_and_kind, warn_of_cut
+from pyro_scale.exceptions import DataError
+
+__all__ = ["read_table"]
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 2**22  # most dense entries at a time
+_LONGEST = 2**28  # most characters of a line, enough for ten million columns
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_table(path: Path, *, peaks: str | None = None) -> AnnData:
+    """Read a ``.csv``, ``.tsv`` or ``.txt`` table whose first line and first column are names.
+
+    Parameters
+    ----------
+    path
+        Path of the table. The separator is a comma in ``.csv`` and a tab in ``.tsv``; in ``.txt``
+        it is the first of tab, comma and space that occurs in the first line. Files compressed
+        as ``.gz``, ``.bz2`` or ``.xz`` are read too. The first line may lack the field above the
+        row names, as in tables written by R.
+    peaks
+        Whether the peaks are the ``"rows"`` or the ``"columns"``. With None, the peaks are those
+        whose names look like regions of a genome. If this does not decide, the rows are taken as
+        the peaks, with a warning.
+
+    Raises
+    ------
+    DataError
+        If there is no row or column of numbers, rows differ in length, or an entry is not a number.
+        The message names the row and, for such an entry, the column.
+    """
+    with readable(path, "a table of text"), _open_text(path) as lines:
+        separator, columns, rest = _header(path, lines)
+        names, parts = [], []
+        for block in _blocks(rest, max(1, _BLOCK // len(columns))):
+            block_names, x = _parse(path, block, columns, separator)
+            names.extend(block_names)
+            parts.append(x)
+    row_names, column_names = pd.Index(names, dtype=object), pd.Index(columns, dtype=object)
+    x = sparse.vstack(parts, format="csr")
+    if _peaks_are_rows(row_names, column_names, peaks, path):
+        x, row_names, column_names = x.T.tocsr(), column_names, row_names
+    return AnnData(x, obs=pd.DataFrame(index=row_names), var=pd.DataFrame(index=column_names))
+
+
+def _open_text(path: Path) -> IO[str]:
+    warn_of_cut(path)
+    opened: IO[str] = OPEN.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig")
+    return opened
+
+
+def _header(path: Path, lines: IO[str]) -> tuple[str, list[str], Iterator[str]]:
+    """Return the separator, the names of the columns, and an iterator over the other lines."""
+    head, first = next(_lines(path, lines), ""), next(_lines(path, lines), "")
+    if not first.strip():
+        raise DataError(
+            f"{path} has {'only one line' if head.strip() else 'no lines'}; expected a line of "
+            "column names, then one line per row: its name and its numbers."
+        )
+    present = (mark for mark in "\t, " if mark in head.rstrip("\n"))
+    separator = _SEPARATORS.get(stem_and_kind(path)[1]) or next(present, "\t")
+    columns, row = csv.reader([head, first], delimiter=separator)
+    if len(row) == len(columns) + 1 and columns[0]:
+        logger.info("%s: the first line has no field above the names, as R writes it.", path)
+    else:
+        columns = columns[1:]
+    if not columns:
+        raise DataError(
+            f"{path} has one column when it is split at {separator!r}; expected names and at "
+            "least one column of numbers (the separator of .csv is a comma, of .tsv a tab)."
+        )
+    return separator, columns, chain([first], _lines(path, lines))
+
+
+def _lines(path: Path, file: IO[str]) -> Iterator[str]:
+    """Yield the lines of a file.
+
+    Raise DataError at a line longer than a table can have, before it fills the memory.
+    """
+    while line := file.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise DataError(
+                f"{path} has a line of more than {_LONGEST} characters: it is not a table, or it "
+                "is damaged."
+            )
+        yield line
+
+
+def _blocks(lines: Iterator[str], size: int) -> Iterator[list[str]]:
+    while block := list(islice(lines, size)):
+        if filled := [line for line in block if line.strip()]:
+            yield filled
+
+
+def _parse(
+    path: Path, lines: list[str], columns: list[str], separator: str
+) -> tuple[list[str], sparse.csr_matrix]:
+    """Parse some rows, and return their names and a CSR matrix of their numbers.
+
+    numpy parses them, because for rows of 10^5 numbers pandas is a hundred times slower, needs far
+    more memory, and silently drops surplus entries in the first row of a chunk.
+    """
+    row_type = np.dtype([("name", object), ("x_p", np.float32, (len(columns),))])
+    try:
+        rows = np.loadtxt(
+            lines,
+            dtype=row_type,
+            delimiter=separator,
+            quotechar='"',
+            comments=None,
+            encoding=None,
+            ndmin=1,
+        )
+    except ValueError as error:
+        raise _explain(path, lines, columns, separator) or error from error
+    return rows["name"].tolist(), sparse.csr_matrix(rows["x_p"])
+
+
+def _explain(path: Path, lines: list[str], columns: list[str], separator: str) -> DataError | None:
+    """Return an error that names the row and column that cannot be parsed, or None."""
+    for name, *entries in csv.reader(lines, delimiter=separator):
+        if len(entries) != len(columns):
+            return DataError(
+                f"row {name!r} of {path} has {len(entries)} entries and the first line names "
+                f"{len(columns)} columns; the numbers must be equal (is the file cut short?)."
+            )
+        for column, entry in zip(columns, entries, strict=True):
+            try:
+                float(entry)
+            except ValueError:
+                return DataError(
+                    f"row {name!r}, column {column!r} of {path} is {entry!r}; expected a number "
+                    "(0 for no count)."
+                )
+    return None
+
+
+def _peaks_are_rows(rows: pd.Index, columns: pd.Index, peaks: str | None, path: Path) -> bool:
+    if peaks is not None:
+        return peaks == "rows"
+    rows_are_regions, columns_are_regions = looks_like_peaks(rows), looks_like_peaks(columns)
+    if rows_are_regions == columns_are_regions:
+        logger.warning(
+            "%s: %s rows (the first is %r) %s columns (%r) are named like regions of a genome; the "
+            'rows are taken as the peaks, as in SCALE. If they are cells, give peaks="columns".',
+            path,
+            "both" if rows_are_regions else "neither",
+            rows[0],
+            "and" if rows_are_regions else "nor",
+            columns[0],
+        )
+        return True
+    return rows_are_regions

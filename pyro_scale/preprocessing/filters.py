@@ -1,0 +1,230 @@
+"""Filters of cells and peaks; each one logs how many it keeps."""
+
+from __future__ import annotations
+
+import logging
+import reprlib
+from numbers import Real
+from typing import Literal
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy import sparse
+
+from pyro_scale._validation import check_bool
+from pyro_scale.data.counts import iter_chunks
+from pyro_scale.exceptions import DataError
+from pyro_scale.preprocessing._copies import in_memory, matrix, subset
+
+__all__ = ["filter_cells", "filter_peaks", "select_variable_peaks"]
+
+logger = logging.getLogger(__name__)
+
+
+def _count_open(adata: AnnData, layer: str | None, axis: Literal[0, 1]) -> NDArray[np.intp]:
+    """Count the non-zero entries of each peak (axis 0) or of each cell (axis 1)."""
+    parts = [part.getnnz(axis) for _, part in iter_chunks(matrix(adata, layer))]
+    return np.concatenate(parts) if axis else np.sum(parts, axis=0)
+
+
+def _as_number(bound: float, total: int) -> float:
+    """Return the bound as a number; a bound below one is a fraction of ``total``."""
+    return bound * total if 0 < bound < 1 else bound
+
+
+def _check_bounds(name: str, low: float, high: float | None, what: str) -> None:
+    for bound in (low,) if high is None else (low, high):
+        if not isinstance(bound, Real) or isinstance(bound, bool) or not bound >= 0:
+            raise ValueError(
+                f"{name}={reprlib.repr(bound)}: expected a number of {what}, or a fraction of "
+                "them below 1."
+            )
+
+
+def filter_cells(
+    adata: AnnData,
+    *,
+    min_peaks: float = 1,
+    max_peaks: float | None = None,
+    layer: str | None = None,
+    inplace: bool = False,
+) -> AnnData:
+    """Keep the cells with at least ``min_peaks`` and at most ``max_peaks`` open peaks.
+
+    Parameters
+    ----------
+    adata
+        Cells x peaks.
+    min_peaks, max_peaks
+        Bounds on a cell's number of open peaks; a bound below one is a fraction of all peaks. There
+        is no upper bound if ``max_peaks`` is None.
+    layer
+        Layer to read; None reads ``X``.
+    inplace
+        Whether to modify ``adata`` itself instead of a copy.
+
+    Returns
+    -------
+    AnnData
+        The cells that are kept, as a copy; ``adata`` itself if ``inplace``.
+
+    Raises
+    ------
+    DataError
+        If no cell is within the bounds.
+
+    Examples
+    --------
+    >>> adata = ps.simulate(n_cells=50, n_peaks=200, seed=0)
+    >>> ps.pp.filter_cells(adata, min_peaks=1).n_obs
+    50
+    """
+    _check_bounds("min_peaks", min_peaks, max_peaks, "peaks")
+    n_open = _count_open(adata, layer, axis=1)
+    keep = n_open >= _as_number(min_peaks, adata.n_vars)
+    if max_peaks is not None:
+        keep &= n_open <= _as_number(max_peaks, adata.n_vars)
+    if not keep.any():
+        raise DataError(
+            f"none of the {adata.n_obs} cells has {min_peaks:g} open peaks"
+            f"{'' if max_peaks is None else f' and at most {max_peaks:g}'} (they have "
+            f"{n_open.min()} to {n_open.max()}); change min_peaks or max_peaks."
+        )
+    logger.info("kept %d of %d cells (min_peaks=%s)", keep.sum(), adata.n_obs, min_peaks)
+    return subset(adata, keep, slice(None), inplace=inplace)
+
+
+def filter_peaks(
+    adata: AnnData,
+    *,
+    min_cells: float = 3,
+    max_cells: float | None = None,
+    layer: str | None = None,
+    inplace: bool = False,
+) -> AnnData:
+    """Keep the peaks that are open in at least ``min_cells`` and at most ``max_cells`` cells.
+
+    Parameters
+    ----------
+    adata
+        Cells x peaks.
+    min_cells, max_cells
+        Bounds on the number of cells in which a peak is open; a bound below one is a fraction of
+        all cells. There is no upper bound if ``max_cells`` is None. (They are called
+        ``--min_cells`` in SCALE, and ``--low`` and ``--high`` in its first version.)
+    layer
+        Layer to read; None reads ``X``.
+    inplace
+        Whether to modify ``adata`` itself instead of a copy.
+
+    Returns
+    -------
+    AnnData
+        The cells with the peaks that are kept, as a copy; ``adata`` itself if ``inplace``.
+
+    Raises
+    ------
+    DataError
+        If no peak is within the bounds.
+
+    Examples
+    --------
+    >>> adata = ps.simulate(n_cells=50, n_peaks=200, seed=0)
+    >>> ps.pp.filter_peaks(adata, min_cells=0.02).shape
+    (50, 127)
+    """
+    _check_bounds("min_cells", min_cells, max_cells, "cells")
+    n_open = _count_open(adata, layer, axis=0)
+    least = _as_number(min_cells, adata.n_obs)
+    keep = n_open >= least
+    if max_cells is not None:
+        keep &= n_open <= _as_number(max_cells, adata.n_obs)
+    if not keep.any():
+        raise DataError(
+            f"none of the {adata.n_vars} peaks is open in {least:g} of {adata.n_obs} cells"
+            f"{'' if max_cells is None else f' and at most {max_cells:g}'}; change min_cells or "
+            "max_cells."
+        )
+    logger.info("kept %d of %d peaks (min_cells=%s)", keep.sum(), adata.n_vars, min_cells)
+    return subset(adata, slice(None), keep, inplace=inplace)
+
+
+def select_variable_peaks(
+    adata: AnnData, n_peaks: int, *, layer: str | None = None, inplace: bool = False
+) -> AnnData:
+    r"""Keep the ``n_peaks`` most variable peaks, those with the largest binomial deviance.
+
+    The null model is that peak *p* has the same expected fraction :math:`\pi_p` of every cell's
+    depth :math:`s_n`. With the counts :math:`x_{np}` the deviance from it is
+
+    .. math:: D_p = 2 \sum_n x_{np} \log\frac{x_{np}}{s_n \pi_p} +
+              (s_n - x_{np}) \log\frac{s_n - x_{np}}{s_n (1 - \pi_p)}
+
+    The kept peaks stay in their original order, and :math:`D_p` is written to
+    ``var["deviance"]``.
+
+    Parameters
+    ----------
+    adata
+        Cells x peaks, counts or 0/1.
+    n_peaks
+        Number of peaks to keep; all peaks are kept if there are no more than this.
+    layer
+        Layer to read; None reads ``X``.
+    inplace
+        Whether to modify ``adata`` itself instead of a copy.
+
+    Returns
+    -------
+    AnnData
+        The cells with the peaks that are kept, as a copy; ``adata`` itself if ``inplace``.
+
+    References
+    ----------
+    Townes et al. 2019, *Feature selection and dimension reduction for single-cell RNA-Seq based
+    on a multinomial model*, Genome Biology 20:295, doi:10.1186/s13059-019-1861-6.
+
+    Examples
+    --------
+    >>> adata = ps.simulate(n_cells=50, n_peaks=200, seed=0)
+    >>> kept = ps.pp.select_variable_peaks(adata, 20)
+    >>> kept.shape, "deviance" in kept.var
+    ((50, 20), True)
+    """
+    if isinstance(n_peaks, bool) or not isinstance(n_peaks, (int, np.integer)) or n_peaks < 1:
+        raise ValueError(f"n_peaks={reprlib.repr(n_peaks)} must be a whole number of at least one.")
+    check_bool("inplace", inplace)
+    deviance_p = _deviance(in_memory(adata, layer))
+    best = np.argsort(-deviance_p, kind="stable")[:n_peaks]
+    keep = np.sort(best)
+    logger.info("kept the %d of %d peaks with the largest deviance", len(keep), adata.n_vars)
+    result = subset(adata, slice(None), keep, inplace=inplace)
+    result.var["deviance"] = deviance_p[keep]
+    return result
+
+
+def _deviance(x: sparse.csr_matrix) -> NDArray[np.float64]:
+    """Return the binomial deviance of each peak, computed from the non-zero entries only.
+
+    An entry of zero contributes s_n log(1 / (1 - pi_p)) to the sum over cells. This contribution is
+    summed as if all entries were zero, and a correction is added for each non-zero entry.
+    """
+    depth_n = np.asarray(x.sum(1), dtype=np.float64).ravel()
+    total_p = np.asarray(x.sum(0), dtype=np.float64).ravel()
+    pi_p = total_p / max(depth_n.sum(), 1)
+    log_rest_p = np.log1p(-np.minimum(pi_p, 1 - 1e-12))
+    row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+    count, depth, pi, log_rest = (
+        x.data.astype(np.float64),
+        depth_n[row],
+        pi_p[x.indices],
+        log_rest_p[x.indices],
+    )
+    rest = depth - count
+    log_rest_ratio = np.log(np.maximum(rest, 1) / depth)
+    term = count * np.log(count / (depth * pi)) + rest * (log_rest_ratio - log_rest)
+    term += depth * log_rest  # removes the term of a zero, which the sum below has for all cells
+    correction_p = np.bincount(x.indices, term, minlength=x.shape[1])
+    deviance_p: NDArray[np.float64] = 2 * (correction_p - depth_n.sum() * log_rest_p)
+    return deviance_p

@@ -1,0 +1,370 @@
+"""Training with Lightning's Trainer, which leaves the process-wide state as it was."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from pyro_scale._locking import exclusive
+from pyro_scale.data import CountMatrix
+from pyro_scale.exceptions import OutOfMemoryError
+from pyro_scale.objectives import ObjectiveSpec
+from pyro_scale.ops._numba import reserve_threads_for_kernels
+from pyro_scale.programs import MixtureVAE
+from pyro_scale.training.callbacks import (
+    EarlyStoppingRestoreBest,
+    TrainingCheckpoint,
+    check_checkpoint,
+    fingerprint,
+)
+from pyro_scale.training.config import TrainingConfig
+from pyro_scale.training.module import TrainingModule
+
+__all__ = [
+    "check_distributed",
+    "check_precision",
+    "check_trainer",
+    "check_warmup",
+    "fit",
+    "is_one",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch, switch off Pyro's validation and silence warnings inside the block.
+
+    Random state, validation, number of threads, warning filters and log levels are restored
+    afterwards.
+    """
+    logs = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [log.level for log in logs]
+    cuda = list(range(torch.cuda.device_count()))
+    try:
+        with (
+            torch.random.fork_rng(devices=cuda),
+            pyro.validation_enabled(False),
+            warnings.catch_warnings(),
+            reserve_threads_for_kernels(),
+        ):
+            for log in logs:
+                log.setLevel(logging.WARNING)
+            # Lightning 2.6 warns of few workers (a minibatch is one CSR slice), of no validation
+            # set, and of sums that are logged on every device.
+            warnings.filterwarnings("ignore", category=PossibleUserWarning)
+            # torch 2.13 warns of LeafSpec, treespec and broadcast_buffers in Lightning's calls.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            # Lightning 2.6 warns of an iterable dataset with a length (cells on disk).
+            warnings.filterwarnings("ignore", message=".*has `__len__` defined")
+            # Pyro 1.9 warns of losses that are not finite; TrainingModule handles them.
+            warnings.filterwarnings("ignore", message="Encountered (NaN|.*inf)")
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+@contextmanager
+def _restored(vae: MixtureVAE) -> Iterator[None]:
+    """Restore the model's dtype, which ``precision="64-true"`` changes, and set eval mode."""
+    dtype = vae.encoder.loc.weight.dtype
+    try:
+        yield
+    finally:
+        vae.to(dtype).eval()
+
+
+@contextmanager
+def _keyboard_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C and SIGTERM, and restore the handler of SIGINT.
+
+    On Ctrl-C Lightning raises SystemExit and ignores SIGINT from then on. On SIGTERM it raises
+    SystemExit with status 0, as if training had finished.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        terminated = isinstance(error, SIGTERMException)
+        if not (terminated or isinstance(error.__context__, KeyboardInterrupt)):  # another exit
+            raise
+        raise KeyboardInterrupt from error
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+
+
+@exclusive()
+def fit(
+    vae: MixtureVAE,
+    counts: CountMatrix,
+    objective: ObjectiveSpec,
+    config: TrainingConfig,
+    *,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    progress_bar: bool = True,
+    choose_k: bool = False,
+    trainer_kwargs: dict[str, Any] | None = None,
+    history: list[dict[str, Any]] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> pd.DataFrame:
+    """Train ``vae`` in place.
+
+    Only one training runs at a time in a process. After training ``vae`` is in eval mode and has
+    its former dtype, also if training failed.
+
+    Parameters
+    ----------
+    vae
+        The model, whose parameters are trained.
+    counts
+        The cells.
+    objective
+        The objective, one that is supported.
+    config
+        The training settings.
+    accelerator, devices
+        As in Lightning's Trainer; ``devices="auto"`` is one device. Several devices or nodes split
+        each minibatch and average their gradients (distributed data parallel).
+    progress_bar
+        Whether to show a progress bar.
+    choose_k
+        Whether to choose the number of components from the encoder's means after the warm-up.
+    trainer_kwargs
+        Further keyword arguments of Lightning's Trainer. Callbacks among them run in addition to
+        those of this package.
+    history
+        List to which a record of each epoch is appended as the epoch ends, so that the history is
+        kept also if training is interrupted. None: no list.
+    checkpoint
+        File to which the state of training is written. If it exists, training resumes from it.
+        None: no checkpoint.
+    checkpoint_seconds
+        Minimum number of seconds between two checkpoints. The checkpoint after the last epoch is
+        always written.
+
+    Returns
+    -------
+    DataFrame
+        The history, one row per epoch: ``phase`` (``"warm-up"`` or ``"mixture"``), ``kl_weight``
+        (weight of the KL terms) and, in nats per cell, ``elbo_train`` and, if cells were held out,
+        ``elbo_validation``. With ``max_nan_retries`` there is also ``n_nan_retries``.
+
+    Raises
+    ------
+    ValueError
+        If a setting is not supported: several devices (:func:`check_distributed`), choosing K
+        without a warm-up, a precision of less than 32 bits, or a strategy that forks or spawns
+        processes.
+    CheckpointError
+        If ``checkpoint`` is not a checkpoint, or was saved by a run with other cells or settings.
+    NonFiniteError
+        If the loss or its gradient is not finite.
+
+    Examples
+    --------
+    >>> config = TrainingConfig(max_epochs=2, warmup_epochs=1)
+    >>> fit(model.vae, counts, model.config.objective, config, progress_bar=False).shape
+    (2, 3)
+    """
+    given = {"devices": devices, "num_nodes": 1, **(trainer_kwargs or {})}
+    if given["devices"] == "auto":
+        given["devices"] = 1
+    precision = check_precision(given.get("precision"))
+    distributed = not is_one(given["devices"]) or given["num_nodes"] != 1
+    if distributed:
+        check_distributed(objective, counts, choose_k)
+        given.setdefault(
+            "strategy", DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        )
+    if choose_k:
+        check_warmup(config)
+    n_validation = int(config.validation_size * counts.n_cells)
+    order = np.random.default_rng(config.seed).permutation(counts.n_cells)
+    if counts.n_cells - n_validation < vae.n_components and config.n_warmup > 0:
+        n_validation = 0
+    held_out = counts[np.sort(order[:n_validation])]
+    training = counts[np.sort(order[n_validation:])] if n_validation else counts
+    if n_validation == 0:
+        logger.info("no cells are held out: training runs for all %d epochs.", config.max_epochs)
+
+    with _seeded(config.seed), _restored(vae):
+        module = TrainingModule(
+            vae.train(),
+            objective,
+            config,
+            training,
+            held_out if n_validation else None,
+            choose_k=choose_k,
+            distributed=distributed,
+            history=history,
+        )
+        max_epochs, resumed = config.max_epochs, None
+        if checkpoint is not None:
+            wanted = fingerprint(vae, counts, objective, config, choose_k=choose_k)
+            module.fingerprint = wanted | {"several devices": distributed, "precision": precision}
+            if checkpoint.exists():
+                found, resumed = check_checkpoint(checkpoint, module.fingerprint), checkpoint
+                logger.info("resuming from %s after %d epochs.", checkpoint, found["epochs"])
+                max_epochs = found["epochs"] if found["finished"] else max_epochs
+        callbacks = given.pop("callbacks", None) or []
+        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        if checkpoint is not None:
+            callbacks = [*callbacks, TrainingCheckpoint(checkpoint, checkpoint_seconds)]
+        options: dict[str, Any] = {
+            "accelerator": accelerator,
+            "max_epochs": max_epochs,
+            "callbacks": [EarlyStoppingRestoreBest(vae, config), *callbacks]
+            if n_validation
+            else callbacks,
+            "enable_progress_bar": progress_bar,
+            "enable_model_summary": False,
+            "enable_checkpointing": checkpoint is not None,
+            "logger": False,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "limit_val_batches": 1.0 if n_validation else 0,
+        }
+        try:
+            trainer = L.Trainer(**options | given)
+        except MisconfigurationException as error:
+            raise ValueError(
+                f"accelerator={accelerator!r}, devices={devices!r} are not available here: {error}"
+            ) from error
+        check_trainer(trainer)
+        try:
+            with _keyboard_interrupts():
+                trainer.fit(module, ckpt_path=resumed, weights_only=True)
+                if trainer.received_sigterm:  # Lightning does not check after the last step
+                    raise SIGTERMException
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemoryError(
+                f"out of memory in a minibatch of batch_size={config.batch_size} cells x "
+                f"{counts.n_peaks} peaks; try batch_size={max(1, config.batch_size // 2)}."
+            ) from error
+        finally:
+            epochs = module.history
+            module.release()
+    return pd.DataFrame(epochs).set_index("epoch")
+
+
+_32 = (None, "32-true", "32", 32)  # Lightning's names
+_64 = ("64-true", "64", 64)
+
+
+def is_one(devices: Any) -> bool:
+    """Return whether ``devices``, as Lightning takes it, is one device.
+
+    The number 1 and "1" are one device; "1," and [1] are the device with index 1.
+
+    Examples
+    --------
+    >>> is_one("1,"), is_one("0,1"), is_one(-1)
+    (True, False, False)
+    """
+    if isinstance(devices, str):
+        *first, last = devices.split(",")
+        return devices == "1" or (len(first) == 1 and not last)
+    return devices == 1 or (isinstance(devices, (list, tuple)) and len(devices) == 1)
+
+
+def check_distributed(objective: ObjectiveSpec, counts: CountMatrix, choose_k: bool) -> None:
+    """Check that training on several devices supports an objective and the cells.
+
+    The processes average their gradients in a backward pass, which Lightning has to start, once
+    per step. ``choose_k`` is whether the number of components, K, is to be chosen.
+
+    Raises
+    ------
+    ValueError
+        If the estimator calls backward itself, K is to be chosen, or the cells are on disk.
+    """
+    if objective.estimator in ("TraceGraph_ELBO", "RenyiELBO"):
+        raise ValueError(
+            f"estimator={objective.estimator!r} calls backward itself, so several devices would "
+            "not average their gradients; choose another estimator or devices=1."
+        )
+    if choose_k:
+        raise ValueError(
+            "n_components=None on several devices is not supported, as each process would choose K "
+            "for itself; choose K on one device, or give n_components."
+        )
+    if counts.is_backed:
+        raise ValueError(
+            "cells on disk are trained on one device only; read them into memory with "
+            "adata.to_memory() to train on several."
+        )
+
+
+def check_warmup(config: TrainingConfig) -> None:
+    """Check that there is a warm-up, which is needed to choose K from the encoder's means.
+
+    Raises
+    ------
+    ValueError
+        If there is no warm-up.
+    """
+    if config.n_warmup == 0:
+        raise ValueError(
+            "n_components=None is chosen after the warm-up, and there is none; give n_components, "
+            "or warmup_epochs of at least one."
+        )
+
+
+def check_precision(given: Any) -> int:
+    """Return the number of bits, 32 or 64, of ``given``, a value of Lightning's ``precision``.
+
+    Lower precisions are not supported: the sparse products and LazyAdam have no half precision, and
+    its rounding errors in a sum over all peaks are larger than the differences between bounds.
+
+    Raises
+    ------
+    ValueError
+        For any other precision.
+    """
+    if given not in (*_32, *_64):
+        raise ValueError(
+            f"precision={given!r}: the bound is a sum over all peaks, which is too inaccurate in "
+            "less than 32 bits; leave precision out, or give '32-true' (the default) or '64-true'."
+        )
+    return 32 if given in _32 else 64
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Check the strategy of a Trainer, and its precision, which plugins may have set.
+
+    Raises
+    ------
+    ValueError
+        If the precision is less than 32 bits, or the strategy forks or spawns processes.
+    """
+    check_precision(trainer.precision)
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            "processes that are forked or spawned (strategy='ddp_spawn', 'ddp_fork' or "
+            "'ddp_notebook') do not return the history and the best weights; leave strategy out, "
+            "and train on several devices from a script."
+        )
