@@ -221,12 +221,12 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def check_labels(name: str, labels: Any) -> pd.Series:
-    """Return one label per cell as a Series.
+    """Return ``labels``, one per cell, as a Series; ``name`` is the argument's name in the message.
 
     Raises
     ------
     TypeError
-        If it is not a list, array or Series of hashable labels.
+        If ``labels`` is not a list, array or Series of hashable labels.
     """
     if isinstance(labels, (str, bytes, dict, set)) or not isinstance(labels, Iterable):
         raise TypeError(f"{name}={reprlib.repr(labels)} must have one label for each cell.")

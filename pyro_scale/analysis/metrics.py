@@ -118,14 +118,22 @@ def match_clusters(labels: Sequence[object], clusters: Sequence[object]) -> dict
 
 
 def cluster_report(labels: Sequence[object], clusters: Sequence[object]) -> ClusterReport:
-    """Compute the confusion matrix, ARI, NMI, homogeneity and F1 of matched clusters.
+    """Compute ARI, NMI and homogeneity, and the F1 scores and confusion matrix after matching.
 
-    The number of clusters may differ from the number of labels.
+    Clusters are matched to labels by :func:`match_clusters`, and the columns of the confusion
+    matrix have the names of the matched labels. The number of clusters may differ from the number
+    of labels.
 
     Parameters
     ----------
     labels, clusters
         Labels and clusters of the cells: one entry per cell, in the same order.
+
+    Returns
+    -------
+    ClusterReport
+        The confusion matrix, the scores and the matching. Of the F1 scores, ``f1`` weights the
+        labels by their numbers of cells and ``f1_macro`` weights them equally.
 
     Examples
     --------

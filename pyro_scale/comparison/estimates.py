@@ -214,8 +214,8 @@ def gradient_difference(ours: Gradients, closed_form: Gradients) -> float:
 def unsupported_reason(vae: MixtureVAE, spec: ObjectiveSpec, cells: CellBatch) -> str:
     """Return why an objective is unsupported.
 
-    The reason is the error that Pyro raises or, if it raises none, its warnings and the note of the
-    objective.
+    The objective is evaluated once on ``cells``. The reason is the error raised or, if there is
+    none, the warnings and the note of the objective.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

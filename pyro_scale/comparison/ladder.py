@@ -120,7 +120,11 @@ class Ladder:
 
     @property
     def max_discrepancy(self) -> float:
-        """Largest absolute difference between a gap and its divergence, over cells and gaps."""
+        """Largest difference between the two computations of a gap, over cells and gaps, in nats.
+
+        Each gap is computed as a difference of bounds and as a divergence. Gaps whose divergence
+        is not available are left out.
+        """
         differences = [
             (self.frame[f"gap_{name}"] - self.frame[f"kl_{name}"]).abs().max()
             for name in _GAPS

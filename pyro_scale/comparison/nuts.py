@@ -127,7 +127,7 @@ def sample_latent_nuts(
     from the *prior*, which do not depend on q. If the posterior has several modes and the chains do
     not move between them, ``rhat`` is large. The cells are independent but sampled jointly: they
     share the step size and the number of leapfrog steps, and the diagonal mass matrix adapts to
-    each cell. This is valid for any number of cells, and fast for some tens of cells.
+    each cell. This is valid for any number of cells, and fast for a few tens of cells.
 
     Parameters
     ----------

@@ -293,15 +293,17 @@ def critical_z(n_assertions: int, n_samples: int, *, failure_rate: float = FAILU
 def z_scores(
     differences: NDArray[np.float64], resolution: NDArray[np.float64] | float = 0.0
 ) -> NDArray[np.float64]:
-    """Return the absolute mean of the differences divided by its standard error.
+    """Return abs(mean) / standard error of the differences over draws, one score per column.
 
     Parameters
     ----------
     differences
-        Differences that are zero in expectation under the hypothesis, one row per draw.
+        Differences with expectation zero under the null hypothesis: one row per draw and one column
+        per quantity tested. A vector holds the draws of one quantity and gives one score.
     resolution
-        Size of rounding errors. The score is 0 if the differences of all draws are at most this
-        large. A larger difference that is the same in every draw has an infinite score.
+        Size of rounding errors, one value or one per column. The score is 0 if the differences of
+        all draws are at most this large in absolute value. A larger difference that is the same in
+        every draw has an infinite score.
     """
     mean = differences.mean(0)
     error = differences.std(0, ddof=1) / np.sqrt(len(differences))

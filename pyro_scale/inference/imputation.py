@@ -70,7 +70,7 @@ def write_imputed(
     depth: Depth,
     overwrite: bool,
 ) -> None:
-    """Write an AnnData whose X is expected accessibility, in blocks of cells and atomically.
+    """Write an AnnData whose X is expected or binary accessibility, in blocks and atomically.
 
     The arguments are those of :meth:`pyro_scale.SCALE.impute`.
     """

@@ -68,8 +68,8 @@ def confusion_matrix(
         per cent of the cluster's cells, and None the numbers of cells.
     match
         If True, match clusters to labels one to one so that most cells agree (Hungarian algorithm),
-        and order the clusters so that the matched pairs lie on the diagonal. Clusters without a
-        label come last.
+        and order the clusters so that the matched pairs lie on the diagonal. Unmatched
+        clusters come last.
     ax
         Axes to draw on. If None, a new figure is created.
     save

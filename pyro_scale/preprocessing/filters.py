@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import reprlib
 from numbers import Real
 from typing import Literal
@@ -31,6 +32,15 @@ def _count_open(adata: AnnData, layer: str | None, axis: Literal[0, 1]) -> NDArr
 def _as_number(bound: float, total: int) -> float:
     """Return the bound as a number; a bound below one is a fraction of ``total``."""
     return bound * total if 0 < bound < 1 else bound
+
+
+def _bounds(low: float, high: float | None, total: int) -> tuple[float, float, str]:
+    """Return both bounds as numbers, and in words for a message."""
+    least = _as_number(low, total)
+    if high is None:
+        return least, math.inf, f"at least {least:g}"
+    most = _as_number(high, total)
+    return least, most, f"at least {least:g} and at most {most:g}"
 
 
 def _check_bounds(name: str, low: float, high: float | None, what: str) -> None:
@@ -82,13 +92,11 @@ def filter_cells(
     """
     _check_bounds("min_peaks", min_peaks, max_peaks, "peaks")
     n_open = _count_open(adata, layer, axis=1)
-    keep = n_open >= _as_number(min_peaks, adata.n_vars)
-    if max_peaks is not None:
-        keep &= n_open <= _as_number(max_peaks, adata.n_vars)
+    least, most, bounds = _bounds(min_peaks, max_peaks, adata.n_vars)
+    keep = (n_open >= least) & (n_open <= most)
     if not keep.any():
         raise DataError(
-            f"none of the {adata.n_obs} cells has {min_peaks:g} open peaks"
-            f"{'' if max_peaks is None else f' and at most {max_peaks:g}'} (they have "
+            f"none of the {adata.n_obs} cells has {bounds} open peaks (they have "
             f"{n_open.min()} to {n_open.max()}); change min_peaks or max_peaks."
         )
     logger.info("kept %d of %d cells (min_peaks=%s)", keep.sum(), adata.n_obs, min_peaks)
@@ -136,15 +144,12 @@ def filter_peaks(
     """
     _check_bounds("min_cells", min_cells, max_cells, "cells")
     n_open = _count_open(adata, layer, axis=0)
-    least = _as_number(min_cells, adata.n_obs)
-    keep = n_open >= least
-    if max_cells is not None:
-        keep &= n_open <= _as_number(max_cells, adata.n_obs)
+    least, most, bounds = _bounds(min_cells, max_cells, adata.n_obs)
+    keep = (n_open >= least) & (n_open <= most)
     if not keep.any():
         raise DataError(
-            f"none of the {adata.n_vars} peaks is open in {least:g} of {adata.n_obs} cells"
-            f"{'' if max_cells is None else f' and at most {max_cells:g}'}; change min_cells or "
-            "max_cells."
+            f"none of the {adata.n_vars} peaks is open in {bounds} of {adata.n_obs} cells; change "
+            "min_cells or max_cells."
         )
     logger.info("kept %d of %d peaks (min_cells=%s)", keep.sum(), adata.n_vars, min_cells)
     return subset(adata, slice(None), keep, inplace=inplace)

@@ -156,9 +156,11 @@ class Lsi(nn.Module):
         return with_values(x_np, torch.log1p(1e4 * x / depth * idf))
 
     def forward(self, x_np: Tensor, depth_n: Tensor, batch_n: Tensor | None = None) -> Tensor:
-        """Return the LSI coordinates, shape ``(n, r)``.
+        """Return the LSI coordinates of accessibility ``x_np``, shape ``(n, r)``.
 
-        Without batches, each row has the norm sqrt(R).
+        ``depth_n`` holds the depth of each cell. Each row is scaled to the norm sqrt(R), where R is
+        the number of directions. If ``batch_n``, the experimental batch of each cell, is given, the
+        mean coordinates of that batch are then subtracted.
         """
         f_nr: Tensor = matmul(self.tf_idf(x_np, depth_n), self.directions_pr)
         f_nr = F.normalize(f_nr, dim=-1) * self.n_directions**0.5

@@ -250,7 +250,7 @@ MISTAKES = {
     "not HDF5": (with_content("cells.h5ad", b"a,b"), [], "damaged or cut short"),
     "empty file": (with_content("cells.h5ad", b""), [], "damaged or cut short"),
     "NaN": ("nan", [], "1 values of X are NaN or infinite (the first is nan in cell 'cell_1')"),
-    "all cells empty": ("nothing", [], "none of the 60 cells has 1 open peaks"),
+    "all cells empty": ("nothing", [], "none of the 60 cells has at least 1 open peaks"),
     "cut": ("cut", [], "damaged or cut short"),
     "K = 0": ("file", ["-k", 0], "n_components=0 must be at least one"),
     "too many K": ("file", ["-k", 61], "n_components=61 is more than the 60 cells"),
@@ -263,8 +263,8 @@ MISTAKES_OF_RUN = {
     "preset": ("file", ["--preset", "paper"], "preset='paper' is not known"),
     "label": ("file", ["--label", "tissue"], "--label 'tissue' is not in obs; it has cell_type,"),
     "epochs": ("file", ["--max-epochs", 0], "max_epochs=0 must be at least one"),
-    "cells": ("file", ["--min-peaks", 81], "none of the 60 cells has 81 open peaks"),
-    "peaks": ("file", ["--min-cells", 61], "none of the 80 peaks is open in 61 of 60 cells"),
+    "cells": ("file", ["--min-peaks", 81], "none of the 60 cells has at least 81 open peaks"),
+    "peaks": ("file", ["--min-cells", 61], "none of the 80 peaks is open in at least 61 of 60"),
     "output": ("file", ["-o", "taken"], "taken is a file; choose a folder with -o"),
 }
 MISTAKES_OF_COMPARE = {

@@ -29,9 +29,15 @@ def test_filters_take_numbers_fractions_and_an_upper_bound(counts):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda a: ps.pp.filter_cells(a, min_peaks=500), "none of the 80 cells has 500 open peaks"),
+        (
+            lambda a: ps.pp.filter_cells(a, min_peaks=500),
+            "none of the 80 cells has at least 500 open",
+        ),
         (lambda a: ps.pp.filter_cells(a, min_peaks=-1), "min_peaks=-1: expected a number of peaks"),
-        (lambda a: ps.pp.filter_peaks(a, min_cells=2, max_cells=1), "in 2 of 80 cells and at most"),
+        (
+            lambda a: ps.pp.filter_peaks(a, min_cells=2, max_cells=1),
+            "at least 2 and at most 1 of 80",
+        ),
         (lambda a: ps.pp.filter_peaks(a, min_cells=np.nan), "min_cells=nan: expected a number"),
         (lambda a: ps.pp.select_variable_peaks(a, 0), "n_peaks=0 must be a whole number"),
         (lambda a: ps.pp.select_variable_peaks(a, 2.5), "n_peaks=2.5 must be a whole number"),
