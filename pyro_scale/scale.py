@@ -425,7 +425,7 @@ class SCALE:
             Which q(c|x) to return. ``"averaged"``: gbar = E_q(z|x)[p(c|z)], estimated from draws
             of z. ``"optimal"``: g*, which maximizes the ELBO among those q(c|x) that are
             independent of z. ``"at_mean"``: p(c|z) at the mean of q(z|x). ``"amortized"``: the
-            output of the classifier network. None: the q(c|x) that belongs to the model's
+            output of the classifier network. If None, the q(c|x) that belongs to the model's
             formulation.
         n_samples
             Number of draws of z per cell over which q(c|x) is averaged, if it is an average.
@@ -491,8 +491,8 @@ class SCALE:
             Name of the bound, a closed form in :data:`pyro_scale.objectives.CLOSED_FORMS`:
             ``"collapsed"``, the bound with c summed out; ``"mean_field"``, the bound with the
             optimal q(c|x) among those independent of z; ``"amortized"``, the bound with the
-            classifier's q(c|x); ``"scale"``, minus the loss of SCALE; or another. None: the bound
-            that the model is trained with.
+            classifier's q(c|x); ``"scale"``, minus the loss of SCALE; or another. If None, the
+            bound that the model is trained with.
         n_mc_samples
             Number of draws of z per cell over which the bound is averaged.
         batch_size

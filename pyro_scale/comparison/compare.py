@@ -61,7 +61,7 @@ def compare(
         are compared.
     adata_or_x
         Cells to compare on, as an AnnData or as a matrix of the model's peaks, shape ``(n, p)``.
-        None: the cells that a SCALE was constructed with; a MixtureVAE has no cells.
+        If None, the cells that a SCALE was constructed with; a MixtureVAE has no cells.
     n_cells
         Number of cells in the random subset. More cells reveal smaller differences.
     n_samples
@@ -70,10 +70,10 @@ def compare(
     seed
         Seed of the random number generators that choose the cells and draw the samples.
     warmup_steps
-        Number of Adam steps on these cells before the comparison. None: 30 for an untrained SCALE,
-        at whose initial parameters the bounds of the formulations hardly differ; 0 otherwise.
+        Number of Adam steps on these cells before the comparison. If None, 30 for an untrained
+        SCALE, at whose initial parameters the bounds of the formulations hardly differ; else 0.
     formulations
-        Names of the formulations to compare; None: all, including those added by
+        Names of the formulations to compare; if None, all, including those added by
         :func:`pyro_scale.register`.
     progress
         Function that wraps the iteration over the objectives, for example to show a progress bar.

@@ -82,7 +82,11 @@ class _SampleRecorder(Messenger):
 
     @torch.no_grad()
     def discrete(self) -> tuple[Tensor, Tensor]:
-        """Return which values of the sampled discrete sites were drawn, and their probabilities."""
+        """Return whether each value of the discrete sites was drawn, and its probability.
+
+        Both have shape ``(m,)``: one entry per site, value in its support and element of its batch.
+        Enumerated sites are left out.
+        """
         drawn, probability = [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0)]
         for site in self.sites:
             fn, value, enumerated = site["fn"], site["value"], "_enumerate_dim" in site["infer"]

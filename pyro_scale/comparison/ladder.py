@@ -58,7 +58,7 @@ _GAPS = ("posterior", "optimal", "averaged", "scale")
 
 @dataclass(frozen=True)
 class Ladder:
-    """The bounds and the four gaps between them, per cell, in nats.
+    """Log p(x), four lower bounds of it and the gap above each bound, per cell, in nats.
 
     Attributes
     ----------

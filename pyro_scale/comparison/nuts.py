@@ -134,9 +134,9 @@ def sample_latent_nuts(
     model
         A trained :class:`pyro_scale.SCALE`. It is not changed: a float64 copy is sampled.
     adata
-        AnnData that holds the cells; None: the training data.
+        AnnData that holds the cells; if None, the training data.
     cells
-        Names of the cells; None: ``n_cells`` random cells.
+        Names of the cells; if None, ``n_cells`` random cells.
     n_cells
         Number of random cells if ``cells`` is None; all cells if there are fewer.
     n_draws

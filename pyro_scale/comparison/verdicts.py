@@ -351,7 +351,7 @@ class Projections:
         return torch.cat(parts).cpu().numpy()
 
     def norms(self, gradients: Mapping[str, Tensor]) -> NDArray[np.float64]:
-        """Return the norm of the gradient that each projection is computed from.
+        """Return the norm of each parameter's gradient, repeated for each of its directions.
 
         The result has shape ``(n_parameters * n_directions,)``.
         """

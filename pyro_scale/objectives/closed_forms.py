@@ -107,7 +107,7 @@ def mean_field(at: EvaluationPoint, log_g_nk: Tensor | None = None) -> ElboTerms
     at
         Evaluation point with ``z_nd`` of shape ``(..., n, d)``.
     log_g_nk
-        log g(c|x), shape ``(n, k)``; None: log g* of the optimal g* = softmax(e).
+        log g(c|x), shape ``(n, k)``; if None, log g* of the optimal g* = softmax(e).
 
     Examples
     --------
@@ -137,7 +137,7 @@ def mean_field_at_z(at: EvaluationPoint, log_g_nk: Tensor | None = None) -> Elbo
     at
         Evaluation point with ``z_nd`` of shape ``(..., n, d)``.
     log_g_nk
-        log g(c|x), shape ``(n, k)``; None: log g*, as in :func:`mean_field`.
+        log g(c|x), shape ``(n, k)``; if None, log g*, as in :func:`mean_field`.
 
     Examples
     --------

@@ -29,7 +29,7 @@ class Objective(nn.Module):
         Name of an estimator in :data:`pyro_scale.objectives.ESTIMATORS`.
     c
         How the mixture component c is treated: ``"marginalized"``, ``"enumerated"`` or
-        ``"sampled"``. None: the first treatment that the formulation supports.
+        ``"sampled"``. If None, the first treatment that the formulation supports.
     n_particles
         Number of samples of z per evaluation. With RenyiELBO, the bound itself depends on this
         number (IWAE); the other estimators average over the samples.

@@ -27,9 +27,9 @@ class NumericalOffsets(NamedTuple):
     log_eps
         Constant added to the probabilities inside the logarithms of the likelihood.
     gamma_floor
-        Constant added to every pi_c p(z|c) before gamma is normalized.
+        Constant added to every pi_c p(z|c) before these are normalized to gamma = p(c|z).
     var_eps
-        Constant added to the component variances: once in gamma, twice in the loss.
+        Constant added to the component variances in gamma; the loss adds 2 ``var_eps``.
 
     Examples
     --------

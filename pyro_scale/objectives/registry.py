@@ -300,7 +300,7 @@ class Registry:
             A name in ``formulations``.
         treatment
             How the mixture component c is treated: ``"marginalized"``, ``"enumerated"`` or
-            ``"sampled"``. None: the first treatment that the formulation supports
+            ``"sampled"``. If None, the first treatment that the formulation supports
             (:func:`pyro_scale.programs.build_programs`).
         """
         return build_programs(vae, self.formulation(formulation), treatment)

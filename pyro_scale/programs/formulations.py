@@ -234,7 +234,7 @@ def build_programs(
         One of :data:`FORMULATIONS`, or another :class:`Formulation`.
     treatment
         How the mixture component c is treated: ``"marginalized"``, ``"enumerated"`` or
-        ``"sampled"``, one of ``formulation.treatments``. None: the first of these.
+        ``"sampled"``, one of ``formulation.treatments``. If None, the first of these.
 
     Raises
     ------

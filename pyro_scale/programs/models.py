@@ -96,7 +96,7 @@ class MixtureModel(Program):
         self.infer_c: dict[str, Any] = {"enumerate": "parallel"} if enumerate_c else {}
 
     def forward(self, cells: CellBatch, kl_weight: float = 1.0) -> None:
-        """Sample c and z, and x observed in ``cells``."""
+        """Sample c and z, and condition x on the accessibility in ``cells``."""
         prior, likelihood = self.vae.prior, self.vae.likelihood
         with pyro.plate("cells", cells.n_cells):
             with poutine.scale(scale=kl_weight):
@@ -125,7 +125,7 @@ class CollapsedModel(Program):
     """
 
     def forward(self, cells: CellBatch, kl_weight: float = 1.0) -> None:
-        """Sample z, and x observed in ``cells``."""
+        """Sample z, and condition x on the accessibility in ``cells``."""
         prior, likelihood = self.vae.prior, self.vae.likelihood
         with pyro.plate("cells", cells.n_cells):
             with poutine.scale(scale=kl_weight):
@@ -158,7 +158,7 @@ class AuxiliaryModel(Program):
     """
 
     def forward(self, cells: CellBatch, kl_weight: float = 1.0) -> None:
-        """Sample u, c and z, and x observed in ``cells``."""
+        """Sample u, c and z, and condition x on the accessibility in ``cells``."""
         prior, encoder, likelihood = self.vae.prior, self.vae.encoder, self.vae.likelihood
         q_z = encoder.q_z(*encoder(cells))
         with pyro.plate("cells", cells.n_cells):

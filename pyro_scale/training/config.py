@@ -43,11 +43,11 @@ class TrainingConfig:
         Number of passes over the training cells, warm-up included.
     warmup_epochs
         Number of epochs at the start in which the prior of z is N(0, I) instead of the mixture.
-        After them the mixture is initialized from the encoder's means. None: three fifths of
+        After them the mixture is initialized from the encoder's means. If None, three fifths of
         ``max_epochs``.
     kl_warmup_epochs
         Number of epochs, at the start, over which the weight of the KL terms in the objective rises
-        linearly to one. None: 20, or a third of ``max_epochs`` if that is less.
+        linearly to one. If None, 20, or a third of ``max_epochs`` if that is less.
     batch_size
         Number of cells per minibatch.
     lr

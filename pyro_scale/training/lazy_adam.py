@@ -318,7 +318,10 @@ class _GradientBuffer:
         self._starts.clear()
 
     def n_entries_before(self, n_cells: int) -> int:
-        """Return the number of entries of the steps before those of the last ``n_cells`` cells."""
+        """Return the number of entries that do not belong to the last ``n_cells`` cells.
+
+        If these cells begin within a step, all entries of that step are counted.
+        """
         kept = (entry for cell, entry in self._starts if cell >= self.n_cells - n_cells)
         return next(kept, self.n_entries)
 

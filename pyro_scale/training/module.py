@@ -46,13 +46,13 @@ class TrainingModule(L.LightningModule):
     counts
         The training cells; after the warm-up their encoded means initialize the mixture.
     held_out
-        Cells that are not trained on, whose ELBO is computed after each epoch. None: no such cells.
+        Cells that are not trained on, whose ELBO is computed after each epoch, or None.
     choose_k
         Whether to choose the number of components, K, after the warm-up.
     distributed
         Whether several processes train together.
     history
-        List to which a record of each epoch is appended; None: a new list.
+        List to which a record of each epoch is appended; if None, a new list.
 
     Examples
     --------

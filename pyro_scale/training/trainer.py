@@ -158,10 +158,10 @@ def fit(
         those of this package.
     history
         List to which a record of each epoch is appended as the epoch ends, so that the history is
-        kept also if training is interrupted. None: no list.
+        kept also if training is interrupted, or None.
     checkpoint
-        File to which the state of training is written. If it exists, training resumes from it.
-        None: no checkpoint.
+        File to which the state of training is written, or None. If the file exists, training
+        resumes from it.
     checkpoint_seconds
         Minimum number of seconds between two checkpoints. The checkpoint after the last epoch is
         always written.

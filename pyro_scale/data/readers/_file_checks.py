@@ -223,9 +223,10 @@ def _arrays(group: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_types(member: Any, name: str) -> None:
-    """Check the type of a dataset and those of all its attributes, without reading a value.
+    """Raise an error if the type of a dataset, or of an attribute of it, is ragged.
 
-    Of a group, only the attributes are checked.
+    A ragged type has sequences of variable length. For a group, only the attributes are checked.
+    No value is read.
     """
     if isinstance(member, h5py.Dataset):
         _check_not_ragged(member.id.get_type(), name)

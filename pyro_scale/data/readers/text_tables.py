@@ -136,7 +136,7 @@ def _parse(
 
 
 def _explain(path: Path, lines: list[str], columns: list[str], separator: str) -> DataError | None:
-    """Return an error that names the row and column that cannot be parsed, or None."""
+    """Return an error that names the row, and the column if one cannot be parsed, or None."""
     for name, *entries in csv.reader(lines, delimiter=separator):
         if len(entries) != len(columns):
             return DataError(
