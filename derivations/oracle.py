@@ -48,6 +48,9 @@ class Models:
     s2_nd: Array
     likelihood: str = "bernoulli"
 
+    def __post_init__(self) -> None:
+        assert self.likelihood in ("bernoulli", "poisson"), "the oracle has no other likelihood"
+
     def __len__(self) -> int:
         return len(self.x_np)
 

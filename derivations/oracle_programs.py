@@ -16,7 +16,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_scale.objectives import ElboTerms, EvaluationPoint
-from pyro_scale.programs import CellBatch, MixtureVAE
+from pyro_scale.programs import (
+    BernoulliLikelihood,
+    CellBatch,
+    MixtureVAE,
+    PoissonLikelihood,
+)
+
+_LIKELIHOODS = {BernoulliLikelihood: "bernoulli", PoissonLikelihood: "poisson"}
 
 
 def toy(
@@ -37,7 +44,7 @@ def toy(
         vae.prior.loc_kd.copy_(1.5 * torch.randn(3, d))
     x_np = (torch.rand(n, 8) < 0.4).double()
     x_np[:, 0] = 1.0
-    if likelihood == "poisson":
+    if likelihood != "bernoulli":
         x_np = torch.poisson(1 + 3 * torch.rand(n, 8))
     return vae, CellBatch.from_counts(x_np)
 
@@ -60,7 +67,7 @@ def models_of(vae: MixtureVAE, cells: CellBatch) -> Models:
             *map(per_cell, (prior.log_pi_k.exp(), prior.loc_kd, prior.var_kd)),
             *map(per_cell, (peaks.weight, peaks.bias)),
             *(tensor.numpy() for tensor in (cells.x_np, loc_nd, var_nd)),
-            likelihood="poisson" if "Poisson" in type(vae.likelihood).__name__ else "bernoulli",
+            likelihood=_LIKELIHOODS[type(vae.likelihood)],
         )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pyro_scale.objectives import terms
-from pyro_scale.programs import CellBatch, MixtureVAE, PoissonLikelihood
+from pyro_scale.programs import BernoulliLikelihood, CellBatch, MixtureVAE, PoissonLikelihood
 
 __all__ = [
     "NO_OFFSETS",
@@ -206,9 +206,14 @@ def evaluate(
         log_lik_n = vae.likelihood(z_nd, cells).log_prob(cells.x_np)
     elif isinstance(vae.likelihood, PoissonLikelihood):
         log_lik_n = terms.poisson_log_lik(vae.likelihood.log_rate(z_nd, cells), cells.x_np)
-    else:
+    elif isinstance(vae.likelihood, BernoulliLikelihood):
         logits_np = vae.likelihood.logits(z_nd, cells)
         log_lik_n = terms.bernoulli_log_lik(logits_np, cells.x_np, eps=offsets.log_eps)
+    else:
+        raise NotImplementedError(
+            f"there is no log-density by hand for {type(vae.likelihood).__name__}; add it to "
+            "objectives/terms.py, and a branch for it to evaluate."
+        )
     prior = vae.prior
     return EvaluationPoint(
         z_nd,

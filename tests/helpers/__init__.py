@@ -28,7 +28,7 @@ def small_lsi(n_peaks=25, n_directions=5):
 def small_cells(*, likelihood="bernoulli", n_cells=6, n_peaks=25):
     x = torch.poisson(torch.full((n_cells, n_peaks), 0.6)).double()
     x[:, 0] = 1  # no empty cell
-    return CellBatch.from_counts(x if likelihood == "poisson" else x.clamp(max=1))
+    return CellBatch.from_counts(x.clamp(max=1) if likelihood == "bernoulli" else x)
 
 
 def gradients(vae, loss):

@@ -202,3 +202,11 @@ def test_extreme_values_stay_finite():
     assert float(gamma.sum()) == pytest.approx(1)
     logits = torch.tensor([[200.0, -200.0]]).double()
     assert float(terms.bernoulli_log_lik(logits, torch.tensor([[0.0, 1.0]]).double())) == -400
+
+
+def test_a_likelihood_without_a_density_by_hand_is_refused():
+    """A likelihood that is neither Bernoulli nor Poisson is not taken for one of them."""
+    vae, cells = small_vae(), small_cells()
+    vae.likelihood = torch.nn.Linear(2, 25)
+    with pytest.raises(NotImplementedError, match="no log-density by hand for Linear"):
+        evaluate(vae, cells, torch.zeros(6, 2))
