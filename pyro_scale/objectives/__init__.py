@@ -17,6 +17,7 @@ from pyro_scale.objectives.evaluation import (
     NumericalOffsets,
     evaluate,
 )
+from pyro_scale.objectives.registration import register
 from pyro_scale.objectives.registry import (
     CLOSED_FORMS,
     ESTIMATORS,
@@ -28,7 +29,6 @@ from pyro_scale.objectives.registry import (
     ObjectiveTable,
     Registration,
     Registry,
-    register,
     resolve_objective,
     to_markdown,
 )

@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import anndata as ad
 import numpy as np
@@ -41,6 +42,7 @@ from pyro_scale.objectives import collapsed, evaluate
 from pyro_scale.ops._numba import reserve_threads_for_kernels
 from pyro_scale.programs import MixtureVAE, rsample
 from pyro_scale.training.lazy_adam import LazyAdam
+from pyro_scale.training.optimizers import build_optimizer
 
 HIDDEN = 0.5  # share of the ones that the encoder does not see, by default
 SKIPPED = 3  # the first steps, in which memory is allocated
@@ -92,6 +94,19 @@ def ours(**options) -> Callable:
         model.train(
             10**6, batch_size=batch, warmup_epochs=0, progress_bar=False, trainer_kwargs=kwargs
         )
+
+    return run
+
+
+def fused(**options) -> Callable:
+    """The same with torch's fused Adam for every parameter, instead of the lazy Adam."""
+
+    def run(*args):
+        def build(*args, distributed):
+            return build_optimizer(*args, distributed=True)
+
+        with mock.patch("pyro_scale.training.module.build_optimizer", build):
+            ours(**options)(*args)
 
     return run
 
@@ -178,6 +193,7 @@ METHODS: dict[str, Callable] = {
     "SCALE 1.1.2": original(fused=False),
     "SCALE 1.1.2, fused Adam": original(fused=True),
     "PeakVI": peak_vi,
+    "plain, fused Adam": fused(preset="plain"),
     "plain, mean field": ours(preset="plain", formulation="mean_field"),
     "plain, TraceEnum_ELBO": ours(preset="plain", formulation="structured"),
     "plain, SCALE's loss": ours(
