@@ -86,7 +86,7 @@ def check_bool(name: str, value: Any) -> None:
 
     Other values that Python takes as true usually are misplaced positional arguments.
     """
-    if type(value).__name__ not in ("bool", "bool_"):  # Python's or numpy's
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}={reprlib.repr(value)} must be True or False.")
 
 

@@ -12,7 +12,7 @@ from anndata import AnnData
 from pyro_scale._validation import check_choice, check_int, check_seed
 from pyro_scale.data import CountMatrix
 from pyro_scale.objectives import REGISTRY, ObjectiveSpec, resolve_objective
-from pyro_scale.programs import LikelihoodName, MixtureVAE, PosteriorVariance, Treatment
+from pyro_scale.programs import LikelihoodName, Lsi, MixtureVAE, PosteriorVariance, Treatment
 
 __all__ = ["ModelConfig", "ModelLike"]
 
@@ -136,6 +136,40 @@ class ModelConfig:
     def n_batches(self) -> int:
         """Number of batches that the decoder is conditioned on; 1 without a batch key."""
         return max(1, len(self.batches or ()))
+
+    @property
+    def has_depth_term(self) -> bool:
+        """Whether the likelihood has a term for the cell's sequencing depth."""
+        return self.binary and not self.plain
+
+    def build_vae(
+        self, n_peaks: int, *, lsi: Lsi | None = None, mean_log_depth: float | None = None
+    ) -> MixtureVAE:
+        """Build the networks and the prior, at their initial parameters.
+
+        Parameters
+        ----------
+        n_peaks
+            Number of peaks.
+        lsi
+            The latent semantic indexing that the encoder reads, with the default preset.
+        mean_log_depth
+            Mean log depth of the training cells, if the likelihood has a term for depth.
+        """
+        return MixtureVAE(
+            n_peaks,
+            self.n_components or 1,
+            self.n_latent,
+            hidden=self.hidden or (),
+            decoder_hidden=self.decoder_hidden,
+            likelihood=self.likelihood,
+            layer_norm=not self.plain,
+            lsi=lsi,
+            n_batches=self.n_batches,
+            mean_log_depth=mean_log_depth,
+            classifier=REGISTRY.formulation(self.formulation).needs_classifier,
+            posterior_variance=self.posterior_variance,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that can be written as JSON."""

@@ -1064,7 +1064,7 @@ class SCALE:
         state = serialization.load_original(validation.check_path("path", path), adata, layer=layer)
         model = cls._from_state(state, adata, device)
         try:
-            model.get_elbo(bound="collapsed", n_mc_samples=1)
+            model.get_latent_representation()
         except NonFiniteError as error:
             raise ModelFileError(f"{path}: its training failed: {error}") from error
         return model

@@ -25,3 +25,6 @@ def test_a_move_that_fails_puts_back_what_was_there(there, tmp_path, monkeypatch
         _atomic.replace(new, target, scratch)
     assert target.exists() == there
     assert not there or [path.name for path in target.iterdir()] == ["old"]
+    monkeypatch.undo()
+    _atomic.replace(new, target, scratch)
+    assert not list(target.iterdir())

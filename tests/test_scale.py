@@ -64,8 +64,9 @@ def test_an_argument_that_cannot_be_meant(adata, options, words):
         ({"lr": 0.0}, "lr=0.0 must be above zero"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"validation_size": 1.0}, "validation_size=1.0"),
-        ({"warmup_epochs": 4}, "warmup_epochs=4 must be at least 0 and below max_epochs=4"),
-        ({"kl_warmup_epochs": -1}, "kl_warmup_epochs=-1 must not be negative"),
+        ({"warmup_epochs": 4}, "warmup_epochs=4 must be below max_epochs=4"),
+        ({"lr": np.inf}, "lr=inf must be a finite number"),
+        ({"kl_warmup_epochs": -1}, "kl_warmup_epochs=-1 must be at least zero"),
         ({"seed": -1}, "seed=-1"),
     ],
 )

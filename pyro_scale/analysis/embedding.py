@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,6 +23,7 @@ from pyro_scale._validation import (
 __all__ = [
     "EmbeddingMethod",
     "as_latent",
+    "default_embedding",
     "embed",
     "neighbor_graph",
     "scanpy_module",
@@ -43,6 +45,11 @@ def scanpy_module() -> Any:
             'this needs scanpy: pip install "pyro-scale[scanpy]" (t-SNE and k-means do not).'
         ) from error
     return scanpy
+
+
+def default_embedding() -> EmbeddingMethod:
+    """Return the embedding that is used if none is named: UMAP if scanpy is installed, or t-SNE."""
+    return "umap" if find_spec("scanpy") else "tsne"
 
 
 def as_latent(latent_nd: ArrayLike) -> NDArray[np.float32]:

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from scipy.special import xlogy
-from scipy.stats import f
+from scipy.special import fdtrc, xlogy
 
 from pyro_scale._validation import check_array, check_int, check_labels
 
@@ -259,6 +258,6 @@ def latent_specificity(
         off_dkj[:, np.arange(len(names)), np.arange(len(names))] = 0
         within_dk = inside_dk.sum(1, keepdims=True) + off_dkj.sum(2)
         with np.errstate(divide="ignore", invalid="ignore"):
-            p_dk = f.sf(between_dk / (within_dk / (n - 2)), 1, n - 2)
+            p_dk = fdtrc(1, n - 2, between_dk / (within_dk / (n - 2)))
         p_dk[constant_d] = 1
     return pd.DataFrame(p_dk, columns=names)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_scale import _atomic
-from pyro_scale import plotting as pl
 from pyro_scale import preprocessing as pp
 from pyro_scale.analysis import (
     cluster_report,
@@ -25,6 +24,7 @@ from pyro_scale.analysis import (
     peak_specificity,
     specific_peaks,
 )
+from pyro_scale.analysis.embedding import default_embedding
 from pyro_scale.cli._console import console, echo
 from pyro_scale.data import read
 from pyro_scale.exceptions import DataError
@@ -129,7 +129,7 @@ class Outputs:
 
     cluster_method: str = "mixture"
     resolution: float = 1.0
-    embedding: str = "tsne"
+    embedding: str = field(default_factory=default_embedding)
     impute: bool = False
     binary: bool = False
     label: str | None = None
@@ -195,6 +195,8 @@ class Outputs:
             scores = peak_specificity(x, result.obs[self.cluster_key], list(model.peak_names))
             specific_peaks(scores).to_csv(new / "specific_peaks.tsv", sep="\t", index=False)
             if self.embedding != "none":
+                from pyro_scale import plotting as pl  # matplotlib takes long to import
+
                 weights_k = model.vae.prior.log_pi_k.detach().exp().cpu().numpy()
                 figure = pl.summary(
                     result,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import time
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typer import Option
 import pyro_scale as ps
 from pyro_scale import preprocessing as pp
 from pyro_scale import serialization, training
+from pyro_scale.analysis.embedding import default_embedding
 from pyro_scale.cli._console import cli_errors, console, echo
 from pyro_scale.cli._files import (
     CHECKPOINT,
@@ -306,11 +306,10 @@ def run(
     with cli_errors(), output_folder(output, overwrite=overwrite, inputs=paths):
         started = time.perf_counter()
         echo(f"output folder {output}, seed {seed}")
-        default = "umap" if importlib.util.find_spec("scanpy") else "tsne"
         outputs = Outputs(
             cluster_method.lower(),
             resolution,
-            (embed or default).lower(),
+            (embed or default_embedding()).lower(),
             impute,
             binary,
             seed=seed,

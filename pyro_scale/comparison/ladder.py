@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_scale._locking import exclusive
+from pyro_scale._validation import check_int
 from pyro_scale.analysis.diagnostics import pareto_k
 from pyro_scale.comparison.compare import prepare
 from pyro_scale.comparison.quadrature import (
@@ -181,8 +182,7 @@ def ladder(
     >>> rungs.frame.shape, rungs.max_discrepancy < 1e-8
     ((2, 17), True)
     """
-    if n_samples < 100:
-        raise ValueError(f"n_samples={n_samples} must be at least 100, for standard errors.")
+    check_int("n_samples", n_samples, least=100)  # for standard errors
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs
         vae, cells, steps = prepare(
@@ -254,10 +254,6 @@ def _mixture(at: EvaluationPoint, z_mnd: Tensor) -> _Mixture:
     joint_mnk = at.log_pi_k + log_p_z_given_c_mnk
     log_p_z_mn = joint_mnk.logsumexp(-1)
     return _Mixture(log_p_z_mn, joint_mnk - log_p_z_mn.unsqueeze(-1))
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _nodes(rule: Rule, loc_nd: Tensor, root_ndd: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,9 +331,9 @@ def _one_cell(vae: MixtureVAE, cells: CellBatch) -> Rungs:
         log_gbar_nk = average_gamma(m, weight_mn).clamp_min(_TINY).log()
         return torch.stack(
             [
-                (weight_mn * _kl(log_g_star_nk, m.log_gamma_mnk)).sum(0),
-                _kl(log_gbar_nk, log_g_star_nk),
-                (weight_mn * _kl(m.log_gamma_mnk, log_gbar_nk)).sum(0),
+                (weight_mn * terms.kl_categorical(log_g_star_nk, m.log_gamma_mnk)).sum(0),
+                terms.kl_categorical(log_gbar_nk, log_g_star_nk),
+                (weight_mn * terms.kl_categorical(m.log_gamma_mnk, log_gbar_nk)).sum(0),
             ]
         )
 
@@ -397,7 +393,7 @@ def by_monte_carlo(vae: MixtureVAE, cells: CellBatch, n_samples: int) -> Rungs:
     set.
     """
     loc_nd, var_nd = vae.encoder(cells)
-    at = evaluate(vae, cells, loc_nd)
+    at = evaluate(vae, cells, loc_nd, moments=(loc_nd, var_nd))
     e_nk = at.log_pi_k + at.expected_log_p_z_given_c_nk
     log_g_star_nk = at.log_g_star_nk
     entropy_n = terms.entropy_z(var_nd)
@@ -427,11 +423,11 @@ def by_monte_carlo(vae: MixtureVAE, cells: CellBatch, n_samples: int) -> Rungs:
     other = _mixture(at, draws())
     other_gamma_snk = other.log_gamma_mnk.exp()
     log_gbar_nk = other_gamma_snk.mean(0).clamp_min(_TINY).log()
-    kl_optimal_sn = _kl(log_g_star_nk.expand_as(other.log_gamma_mnk), other.log_gamma_mnk)
-    kl_scale_sn = _kl(other.log_gamma_mnk, log_gbar_nk.expand_as(other.log_gamma_mnk))
+    kl_optimal_sn = terms.kl_categorical(log_g_star_nk, other.log_gamma_mnk)
+    kl_scale_sn = terms.kl_categorical(other.log_gamma_mnk, log_gbar_nk)
     influence_sn = (other_gamma_snk * (log_gbar_nk - log_g_star_nk)).sum(-1)
     both_nk = (gbar_nk + log_gbar_nk.exp()) / 2  # gbar averaged over both sets of draws
-    doubled_n = _kl(both_nk.clamp_min(_TINY).log(), log_g_star_nk)
+    doubled_n = terms.kl_categorical(both_nk.clamp_min(_TINY).log(), log_g_star_nk)
 
     missing = torch.full_like(entropy_n, torch.nan)
     return Rungs(
@@ -445,7 +441,7 @@ def by_monte_carlo(vae: MixtureVAE, cells: CellBatch, n_samples: int) -> Rungs:
         divergences=(
             missing,
             kl_optimal_sn.mean(0),
-            _kl(log_gbar_nk, log_g_star_nk),
+            terms.kl_categorical(log_gbar_nk, log_g_star_nk),
             kl_scale_sn.mean(0),
         ),
         errors=(
@@ -456,6 +452,6 @@ def by_monte_carlo(vae: MixtureVAE, cells: CellBatch, n_samples: int) -> Rungs:
         ),
         extra={
             "khat": torch.from_numpy(khat),
-            "doubling": doubled_n - _kl(log_gbar_nk, log_g_star_nk),
+            "doubling": doubled_n - terms.kl_categorical(log_gbar_nk, log_g_star_nk),
         },
     )

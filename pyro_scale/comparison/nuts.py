@@ -18,6 +18,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from pyro_scale._locking import exclusive
+from pyro_scale._validation import check_int
 from pyro_scale.config import ModelLike
 from pyro_scale.data import CountMatrix, sparse_cells
 from pyro_scale.exceptions import DataError, NotTrainedError
@@ -74,8 +75,7 @@ def _choose(
 ) -> CountMatrix:
     """Select cells by name, in the order given, or a random subset, in the order of the data."""
     if cells is None:
-        if n_cells < 1:
-            raise ValueError(f"n_cells={n_cells} must be at least one.")
+        check_int("n_cells", n_cells)
         rng = np.random.default_rng(seed)
         return counts[np.sort(rng.permutation(counts.n_cells)[:n_cells])]
     names = pd.Index([cells] if isinstance(cells, str) else list(cells))
@@ -178,11 +178,9 @@ def sample_latent_nuts(
     """
     if not model.is_trained:
         raise NotTrainedError("the model is not trained: call model.train() first.")
-    if n_draws < 4 or n_warmup < 1 or n_chains < 2:
-        raise ValueError(
-            f"n_draws={n_draws}, n_warmup={n_warmup}, n_chains={n_chains}: expected at least 4, "
-            "1 and 2."
-        )
+    check_int("n_draws", n_draws, least=4)
+    check_int("n_warmup", n_warmup)
+    check_int("n_chains", n_chains, least=2)
     counts = _choose(model.counts(adata), cells, n_cells, seed)
     vae, batch = _fixed(model, counts)
     moments = vae.encoder(batch)
@@ -277,8 +275,7 @@ def compare_to_nuts(
     >>> compare_to_nuts(result, model).shape
     (2, 6)
     """
-    if n_samples < 2:
-        raise ValueError(f"n_samples={n_samples} must be at least two.")
+    check_int("n_samples", n_samples, least=2)
     vae, batch = _fixed(model, _choose(model.counts(adata), list(result.cells), 0, seed))
     loc_nd, var_nd = vae.encoder(batch)
     generator = torch.Generator().manual_seed(seed)

@@ -18,7 +18,7 @@ from pyro_scale.comparison.estimates import (
     gradient_difference,
 )
 from pyro_scale.comparison.results import ComparedRow
-from pyro_scale.objectives import CLOSED_FORMS, Objective, ObjectiveSpec, evaluate
+from pyro_scale.objectives import CLOSED_FORMS, Objective, ObjectiveSpec, evaluate, terms
 from pyro_scale.programs import CellBatch, MixtureVAE, rsample
 
 __all__ = [
@@ -59,7 +59,7 @@ def bound_gaps(vae: MixtureVAE, cells: CellBatch, n_samples: int) -> dict[str, f
     log_q_c_nk = vae.log_q_c(cells)
 
     def kl(log_p: Tensor, log_q: Tensor) -> float:
-        return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        return float(terms.kl_categorical(log_p, log_q).mean())
 
     collapsed_mean_field = kl(log_g_star_nk, log_gamma_snk)
     mean_field_scale = kl(log_gamma_snk, log_g_star_nk)
@@ -114,6 +114,7 @@ def _nearest_gap(spec: ObjectiveSpec, gaps: dict[str, float]) -> float:
         return min(abs(gaps[f"{spec.closed_form} - {other}{one}"]) for other in _REFERENCE_BOUNDS)
     named: dict[str, tuple[str, ...]] = {
         "mean_field": ("collapsed - mean_field", "mean_field - scale"),
+        "mean_field_at_z": ("collapsed - mean_field", "mean_field - scale"),
         "amortized": ("mean_field - amortized",),
         "amortized_at_z": ("mean_field - amortized",),
         "scale": ("mean_field - scale", "collapsed - scale"),
@@ -341,6 +342,11 @@ class Projections:
                 left.to(value.device) / rows**0.5,
                 right.to(value.device) / columns**0.5,
             )
+
+    @property
+    def n_tests(self) -> int:
+        """Number of projections of all parameters together, each of which is tested."""
+        return sum(left.shape[1] for left, _ in self.sides.values())
 
     def __call__(self, gradients: Mapping[str, Tensor]) -> NDArray[np.float64]:
         """Project the gradients; the result has shape ``(n_parameters * n_directions,)``."""

@@ -273,8 +273,6 @@ def to_csr(x: Any) -> sparse.csr_matrix | BackedMatrix:
     if not sparse.issparse(x):
         logger.info("the matrix is dense; it is converted to a sparse copy.")
     matrix: Any = x if sparse.issparse(x) else np.asarray(x)
-    if matrix.dtype.kind not in "biuf":
-        raise DataError(f"the matrix has dtype {matrix.dtype}; expected real numbers.")
     return as_csr(matrix)
 
 

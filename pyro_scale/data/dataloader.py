@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pyro_scale.data.backed import BackedMatrix
 from pyro_scale.data.counts import CountMatrix
 from pyro_scale.ops.sparse import from_scipy
 from pyro_scale.programs import CellBatch
@@ -63,11 +63,9 @@ def dense_cells(counts: CountMatrix, *, dtype: torch.dtype = torch.float32) -> C
 
 
 def _take(counts: CountMatrix, cells: NDArray[np.intp]) -> CountMatrix:
-    """Read the cells at some positions into memory, without the names of cells."""
-    batch = None if counts.batch is None else counts.batch[cells]
-    x = counts.x[cells]
-    x = x.read() if isinstance(x, BackedMatrix) else x
-    return CountMatrix(x, counts.depth[cells], counts.obs_names[:0], counts.var_names, batch)
+    """Read the cells at some positions into memory."""
+    chosen = counts[cells]
+    return replace(chosen, x=chosen.read())
 
 
 class _Cells(Dataset[Any]):
@@ -186,7 +184,7 @@ def loader(
             blocks,
             batch_size,
             fetch_factor=1 if seed is None else _BLOCK,
-            seed=(seed or 0) + 1000 * epoch,  # scDataset adds the number of its own passes
+            seed=(seed or 0) + 1000 * epoch,  # scDataset adds 1000 times the number of its passes
             batch_callback=_take,
         )
         return DataLoader(

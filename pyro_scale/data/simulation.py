@@ -7,6 +7,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from pyro_scale._validation import check_bool, check_int, check_number, check_seed
+
 __all__ = ["simulate"]
 
 
@@ -76,11 +78,17 @@ def simulate(
     >>> adata.shape, adata.obs["cell_type"].nunique()
     ((200, 500), 3)
     """
-    if min(n_cells, n_peaks, n_clusters) < 1 or n_clusters > n_cells:
-        raise ValueError(
-            f"n_cells={n_cells}, n_peaks={n_peaks}, n_clusters={n_clusters}: each must be at "
-            "least one, and there can be no more clusters than cells."
-        )
+    sizes = {"n_cells": n_cells, "n_peaks": n_peaks, "n_clusters": n_clusters}
+    for name, size in sizes.items():
+        check_int(name, size)
+    if n_clusters > n_cells:
+        raise ValueError(f"n_clusters={n_clusters} must be at most n_cells={n_cells}.")
+    numbers = {"density": density, "marker_fraction": marker_fraction, "fold": fold}
+    numbers |= {"concentration": concentration, "depth_sd": depth_sd}
+    for name, number in numbers.items():
+        check_number(name, number)
+    check_bool("counts", counts)
+    check_seed(seed)
     if not (0 < density < 1 and 0 <= marker_fraction <= 1):
         raise ValueError(
             f"density={density} must lie in (0, 1) and marker_fraction={marker_fraction} in [0, 1]."

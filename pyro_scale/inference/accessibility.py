@@ -23,7 +23,6 @@ __all__ = [
     "decoded",
     "decoder_weights",
     "expected",
-    "is_rate",
     "normalized_accessibility",
     "peaks_by_dimension",
 ]
@@ -74,11 +73,6 @@ def expected(vae: MixtureVAE, counts: CountMatrix, depth: Depth) -> Iterator[NDA
             here = sparse_cells(counts[start : start + size]).to(head)
             part_np = decoded(vae, vae.encoder(here)[0], here, depth, typical)
         yield part_np.cpu().numpy()
-
-
-def is_rate(vae: MixtureVAE) -> bool:
-    """Return whether expected accessibility is a rate and not a probability."""
-    return not vae.likelihood.binary
 
 
 def check_size(n_cells: int, n_peaks: int, what: str) -> None:

@@ -33,6 +33,8 @@ def annotate(
     check_bool("imputed", imputed)
     check_bool("binary", binary)
     vae, counts = posterior.vae, posterior.counts
+    if imputed:
+        check_size(counts.n_cells, counts.n_peaks, "the imputed layer")
     if adata is None:
         obs, var = pd.DataFrame(index=counts.obs_names), pd.DataFrame(index=counts.var_names)
         result = AnnData(None if counts.is_backed else counts.read().copy(), obs=obs, var=var)
@@ -46,7 +48,6 @@ def annotate(
     result.obs["scale_cluster"] = posterior.clusters(q_c_nk)
     result.uns["scale"] = uns
     if imputed:
-        check_size(counts.n_cells, counts.n_peaks, "the imputed layer")
         result.layers["scale_imputed"] = np.concatenate(list(expected(vae, counts, "observed")))
     if binary:
         result.layers["scale_imputed_binary"] = binary_accessibility(vae, counts, "observed")

@@ -106,9 +106,7 @@ def _observed(counts: CountMatrix, peaks: NDArray[np.intp]) -> dict[str, NDArray
 
 def _subsample(n: int, size: int | None, name: str, rng: np.random.Generator) -> NDArray[np.intp]:
     """Return ``size`` random indices below n, sorted; all indices if ``size`` is None or >= n."""
-    if size is not None and size < 1:
-        raise ValueError(f"{name}={size} must be at least one, or None for all.")
-    if size is None or size >= n:
+    if size is None or check_int(name, size) >= n:
         return np.arange(n)
     return np.sort(rng.choice(n, size, replace=False))
 

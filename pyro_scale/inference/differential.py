@@ -55,6 +55,13 @@ def differential_accessibility(
 
     The arguments and columns are those of :meth:`pyro_scale.SCALE.differential_accessibility`.
     """
+    if idx1 is None and idx2 is not None:
+        raise ValueError("idx2 is given without idx1; give idx1, the first group, too.")
+    if idx1 is not None and not all(by is None for by in (groupby, group1, group2)):
+        raise ValueError(
+            "the groups are given twice, by idx1 and by groupby, group1 or group2; give one of the "
+            "two."
+        )
     check_choice("mode", mode, get_args(Mode))
     check_number("delta", delta, least=0)
     check_number("fdr_target", fdr_target, least=0, most=1)
@@ -104,12 +111,11 @@ def _compare_groups(
 
     def draw(group: CountMatrix, n: int) -> Tensor:
         """Return the accessibility of n random cells of a group, shape ``(n, p)``."""
-        chosen = np.sort(rng.integers(group.n_cells, size=n))
+        chosen = rng.integers(group.n_cells, size=n)
         # Each cell is read once, however often it is drawn.
         unique, inverse = np.unique(chosen, return_inverse=True)
         here = sparse_cells(group[unique]).to(head)
-        # chosen is sorted: shuffle it, so that pairs are random.
-        at = torch.from_numpy(rng.permutation(inverse)).to(head.device)
+        at = torch.from_numpy(inverse).to(head.device)
         loc_nd, var_nd = (part[at] for part in vae.encoder(here))
         noise_nd = torch.empty_like(loc_nd).normal_(generator=generator)
         batch_n = None if here.batch_n is None else here.batch_n[at]

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from pyro_scale._atomic import atomic_write
+from pyro_scale._validation import check_choice
 from pyro_scale.data import CountMatrix
-from pyro_scale.inference.accessibility import Depth, cells_at_once, expected, is_rate
+from pyro_scale.inference.accessibility import Depth, cells_at_once, expected
 from pyro_scale.programs import MixtureVAE
 
 __all__ = ["StoredDtype", "binary_accessibility", "write_imputed"]
@@ -77,11 +78,8 @@ def write_imputed(
     kind = path.suffix
     if kind not in (".zarr", ".h5ad"):
         raise ValueError(f"{path.name}: expected a name that ends in .zarr or .h5ad.")
-    if dtype not in get_args(StoredDtype):
-        raise ValueError(
-            f"dtype={dtype!r} is not known; choose one of {', '.join(get_args(StoredDtype))}."
-        )
-    if dtype == "uint8" and is_rate(vae) and not binary:
+    check_choice("dtype", dtype, get_args(StoredDtype))
+    if dtype == "uint8" and not vae.likelihood.binary and not binary:
         raise ValueError(
             "dtype='uint8' stores probabilities, and a Poisson model has rates; choose 'float32' "
             "or 'float16'."

@@ -16,7 +16,7 @@ from pyro_scale._validation import check_bool, check_choice, check_int, check_se
 from pyro_scale.analysis import diagnostics
 from pyro_scale.data import CountMatrix, loader
 from pyro_scale.exceptions import NonFiniteError
-from pyro_scale.objectives import CLOSED_FORMS, evaluate
+from pyro_scale.objectives import CLOSED_FORMS, OBJECTIVES, evaluate
 from pyro_scale.programs import CellBatch, Formulation, MixtureVAE, rsample
 
 __all__ = ["Kind", "Posterior", "log_weights"]
@@ -135,22 +135,32 @@ class Posterior:
         """Return a bound of log p(x) per cell, in nats, estimated from ``n_samples`` draws.
 
         ``name`` is one of :data:`pyro_scale.objectives.CLOSED_FORMS`. The bound is the mean of that
-        closed form over draws from q(z|x), except for ``"importance_weighted"``, which is the log
-        of the mean importance weight of a cell's draws.
+        closed form over draws from q(z|x), except for a closed form that reduces over the draws
+        itself, such as ``"importance_weighted"``, the log of the mean importance weight.
         """
         check_choice("bound", name, CLOSED_FORMS)
         check_int("n_mc_samples", n_samples, most=_MAX_DRAWS)
 
+        # A closed form that reduces over the draws needs all draws of a cell at once; only the
+        # importance-weighted bound can be put together from blocks of draws.
+        streamed = name == "importance_weighted"
+        reduces = any(o.closed_form == name and o.n_particles > 1 for o in OBJECTIVES.listed)
+        batch_size = self.batch_size
+        if reduces and not streamed:
+            batch_size = min(batch_size, max(1, _MAX_CELLS_X_DRAWS // n_samples))
+
         def bound(cells: CellBatch, noise: _CellNoise) -> Tensor:
             moments = loc_nd, var_nd = self._moments(cells)
             z_snd = rsample(loc_nd, var_nd, noise.draw(loc_nd, n_samples))
-            if name == "importance_weighted":
+            if streamed:
                 log_w_sn = log_weights(self.vae, cells, z_snd, moments)
                 log_mean_w_n: Tensor = log_w_sn.logsumexp(0) - np.log(n_samples)
                 return log_mean_w_n
+            if reduces:
+                return CLOSED_FORMS[name](evaluate(self.vae, cells, z_snd, moments=moments))
             return _closed_form(self.vae, cells, z_snd, moments, name).mean(0)
 
-        return pd.Series(self._map(bound), index=self.counts.obs_names, name=name)
+        return pd.Series(self._map(bound, batch_size), index=self.counts.obs_names, name=name)
 
     def pareto_k(self, *, n_samples: int) -> pd.Series:
         """Return the Pareto k-hat of each cell, from ``n_samples`` importance weights of q(z|x).
@@ -167,14 +177,18 @@ class Posterior:
 
         return pd.Series(self._map(pareto_k), index=self.counts.obs_names, name="pareto_k")
 
-    def _map(self, function: Callable[[CellBatch, _CellNoise], Tensor]) -> NDArray[np.float32]:
+    def _map(
+        self,
+        function: Callable[[CellBatch, _CellNoise], Tensor],
+        batch_size: int | None = None,
+    ) -> NDArray[np.float32]:
         """Apply a function to each minibatch and its normal draws, and concatenate the results."""
         parameter = self.vae.encoder.loc.weight
         parts: list[Tensor] = []
         start = 0
         self.vae.eval()
         with torch.inference_mode():
-            for cells in loader(self.counts, self.batch_size):
+            for cells in loader(self.counts, batch_size or self.batch_size):
                 names = self.counts.obs_names[start : start + cells.n_cells]
                 parts.append(function(cells.to(parameter), _CellNoise(names, self.seed)).cpu())
                 start += cells.n_cells

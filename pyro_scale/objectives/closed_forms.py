@@ -53,11 +53,12 @@ def collapsed(at: EvaluationPoint) -> ElboTerms:
     >>> collapsed(at).total().shape
     torch.Size([5])
     """
-    log_gamma_nk = at.log_gamma_nk
+    log_p_z_given_c_nk = at.log_p_z_given_c_nk
+    log_gamma_nk = terms.log_responsibilities(at.log_pi_k, log_p_z_given_c_nk)
     gamma_nk = log_gamma_nk.exp()
     return ElboTerms(
         at.log_lik_n,
-        _average(gamma_nk, at.log_p_z_given_c_nk),
+        _average(gamma_nk, log_p_z_given_c_nk),
         _average(gamma_nk, at.log_pi_k),
         -terms.log_q_z(at.z_nd, at.loc_nd, at.var_nd),
         -_average(gamma_nk, log_gamma_nk),
@@ -115,11 +116,12 @@ def mean_field(at: EvaluationPoint, log_g_nk: Tensor | None = None) -> ElboTerms
     >>> mean_field(at).total().shape
     torch.Size([5])
     """
-    log_g_nk = at.log_g_star_nk if log_g_nk is None else log_g_nk
+    expected_nk = at.expected_log_p_z_given_c_nk
+    log_g_nk = terms.log_optimal_q_c(at.log_pi_k, expected_nk) if log_g_nk is None else log_g_nk
     g_nk = log_g_nk.exp()
     return ElboTerms(
         at.log_lik_n,
-        _average(g_nk, at.expected_log_p_z_given_c_nk),
+        _average(g_nk, expected_nk),
         _average(g_nk, at.log_pi_k),
         terms.entropy_z(at.var_nd),
         -_average(g_nk, log_g_nk),

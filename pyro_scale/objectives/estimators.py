@@ -10,6 +10,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_scale._locking import exclusive
+from pyro_scale._validation import check_choice
 from pyro_scale.objectives.registry import ESTIMATORS, REGISTRY
 from pyro_scale.programs import CellBatch, MixtureVAE, Treatment
 
@@ -54,10 +55,7 @@ class Objective(nn.Module):
         n_particles: int = 1,
     ) -> None:
         super().__init__()
-        if estimator not in ESTIMATORS:
-            raise ValueError(
-                f"estimator={estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}."
-            )
+        check_choice("estimator", estimator, ESTIMATORS)
         model, guide = REGISTRY.build(vae, formulation, c)
         options: dict[str, Any] = {"num_particles": n_particles, "max_plate_nesting": 1}
         if estimator == "RenyiELBO":

@@ -198,9 +198,8 @@ def _check_objectives(
                     f"{', '.join(filter(None, values))}."
                 )
         agreements = (objective.value_agreement, objective.gradient_agreement)
-        if set(agreements) != {"unsupported"} and (
-            "unsupported" in agreements or not objective.closed_form
-        ):
+        given_or_not = {agreement != "unsupported" for agreement in agreements}
+        if len(given_or_not | {bool(objective.closed_form)}) > 1:
             raise ValueError(
                 f"{objective} is supported in part: give a closed_form, a value_agreement and a "
                 "gradient_agreement, or none of the three."

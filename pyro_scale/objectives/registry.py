@@ -29,6 +29,7 @@ from pyro.infer import (
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
+from pyro_scale._validation import check_choice
 from pyro_scale.objectives import closed_forms as forms
 from pyro_scale.objectives.evaluation import ElboTerms, EvaluationPoint
 from pyro_scale.objectives.trace_enum_mean_field_elbo import TraceEnumMeanField_ELBO
@@ -465,10 +466,8 @@ def resolve_objective(
     'sampled'
     """
     REGISTRY.formulation(formulation)
-    if estimator is not None and estimator not in ESTIMATORS:
-        raise ValueError(
-            f"estimator={estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}."
-        )
+    if estimator is not None:
+        check_choice("estimator", estimator, ESTIMATORS)
     supported = [o for o in OBJECTIVES.listed if o.formulation == formulation and o.supported]
     for objective in supported:
         if estimator in (None, objective.estimator) and c in (None, objective.c):

@@ -20,6 +20,7 @@ __all__ = [
     "bernoulli_log_lik",
     "entropy_z",
     "expected_log_p_z_given_c",
+    "kl_categorical",
     "log_optimal_q_c",
     "log_p_z_given_c",
     "log_q_z",
@@ -216,3 +217,23 @@ def log_optimal_q_c(log_pi_k: Tensor, expected_log_p_z_given_c_nk: Tensor) -> Te
     tensor([0.2000, 0.8000])
     """
     return F.log_softmax(log_pi_k + expected_log_p_z_given_c_nk, dim=-1)
+
+
+def kl_categorical(log_p_k: Tensor, log_q_k: Tensor) -> Tensor:
+    r"""KL divergence between two distributions of c, given their logs, shape ``(...)``.
+
+    .. math:: \mathrm{KL}(p \| q) = \sum_c p_c \, (\log p_c - \log q_c)
+
+    Unlike torch's own, it is finite where a probability underflows but its log does not.
+
+    Parameters
+    ----------
+    log_p_k, log_q_k
+        Log probabilities, shape ``(..., k)``.
+
+    Examples
+    --------
+    >>> kl_categorical(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.0, -800.0]))
+    tensor(399.3068)
+    """
+    return (log_p_k.exp() * (log_p_k - log_q_k)).sum(-1)

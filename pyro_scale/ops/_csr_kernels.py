@@ -23,19 +23,9 @@ _njit, _inline = compiled(_FLAGS), compiled(_FLAGS, inline=True)
 _Array = NDArray[Any]
 
 
-@_njit
-def _find_unsorted(indptr, indices, first, last, found):  # type: ignore[no-untyped-def]
-    for n in range(first, last):
-        for e in range(indptr[n] + 1, indptr[n + 1]):
-            found[0] |= indices[e - 1] > indices[e]
-
-
 def in_order(x: sparse.csr_matrix) -> sparse.csr_matrix:
     """Return ``x`` if the column indices of each row are sorted, else a copy with sorted ones."""
-    found = np.zeros((N_PARTS, 1), bool)
-    parted = zip(parts(x.shape[0]), found, strict=True)
-    in_parallel(_find_unsorted, [(x.indptr, x.indices, *part, out) for part, out in parted])
-    return x.sorted_indices() if found.any() else x
+    return x if x.has_sorted_indices else x.sorted_indices()
 
 
 @_inline

@@ -28,7 +28,7 @@ __all__ = ["exp_gradients", "exp_sums", "softplus_gradients", "softplus_sums"]
 _Array = NDArray[np.float32]
 _BLOCK = 512  # peaks at a time: their weights and the logits of four cells fit the L1 cache
 _ROW = _BLOCK + 16  # row length of work arrays: a power of two would cause cache conflicts
-_FLAGS = {"contract", "nsz", "reassoc"}  # sums may be reordered; infinities and NaN are kept
+_FLAGS = {"contract", "nsz", "reassoc"}  # sums may be reordered, NaN and infinities are kept
 _njit, _inline = compiled(_FLAGS), compiled(_FLAGS, inline=True)
 
 
@@ -224,7 +224,8 @@ def softplus_sums(h_nr: _Array, w_pr: _Array, b_p: _Array, shift_n: _Array) -> N
 
 def exp_sums(h_nr: _Array, w_pr: _Array, b_p: _Array, shift_n: _Array) -> NDArray[np.float64]:
     """Return log sum_p exp(eta_np), shape ``(n,)``."""
-    max_of_parts = np.full((N_PARTS, len(h_nr)), -np.finfo(np.float32).max, np.float64)
+    least = float(-np.finfo(np.float32).max)
+    max_of_parts = np.full((N_PARTS, len(h_nr)), least)
     out = np.zeros((N_PARTS, len(h_nr)))
     parted = zip(parts(len(b_p)), max_of_parts, out, strict=True)
     in_parallel(
@@ -232,7 +233,10 @@ def exp_sums(h_nr: _Array, w_pr: _Array, b_p: _Array, shift_n: _Array) -> NDArra
         [(h_nr, w_pr, b_p, shift_n, *part, max_n, out_n) for part, max_n, out_n in parted],
     )
     max_n = max_of_parts.max(0)
-    total: NDArray[np.float64] = max_n + np.log((out * np.exp(max_of_parts - max_n)).sum(0))
+    with np.errstate(invalid="ignore", divide="ignore"):  # an infinite maximum, replaced below
+        total: NDArray[np.float64] = max_n + np.log((out * np.exp(max_of_parts - max_n)).sum(0))
+    total[max_n == np.inf] = np.inf
+    total[(max_n == least) & ~np.isnan(total)] = -np.inf  # all logits are
     return total
 
 

@@ -251,8 +251,10 @@ def feature_specificity(
     if column.isna().all():
         raise DataError(f"no cell has a value in obs[{groupby!r}].")
     categories = list(groups.names[: len(groups.names) - bool(column.isna().any())])
-    named = pd.Series(np.array(groups.names, object)[groups.codes_n]).where(column.notna().array)
-    p_dk = latent_specificity(z_nd, named.astype(pd.CategoricalDtype(categories)))
+    codes_n = np.where(column.isna(), -1, groups.codes_n).astype(np.intp)
+    p_dk = latent_specificity(
+        z_nd, pd.Series(pd.Categorical.from_codes(codes_n, pd.Index(categories)))
+    )
     smallest = np.finfo(np.float64).tiny
     values_dk = -np.log10(np.clip(p_dk.to_numpy(), smallest, 1))
     capped = bool((p_dk.to_numpy() < smallest).any())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from pyro_scale.analysis.embedding import EmbeddingMethod, embed
+from pyro_scale.analysis.embedding import default_embedding, embed
 from pyro_scale.plotting._anndata import check_cells, column_groups, obsm_array
 from pyro_scale.plotting._figure import drawn
 from pyro_scale.plotting.clusters import occupancy
@@ -72,7 +71,7 @@ def summary(
     )
     if len(keys) == 1:
         latent_nd = obsm_array(adata, "X_scale", "obsm")[shown]
-        method: EmbeddingMethod = "umap" if importlib.util.find_spec("scanpy") else "tsne"
+        method = default_embedding()
         cells.obsm[f"X_{method}"] = embed(latent_nd, method=method, seed=seed)
     with drawn(save, 7, 5.6) as figure:
         # One subfigure per row, so that a wide legend above does not narrow the panels below.

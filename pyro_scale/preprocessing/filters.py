@@ -13,7 +13,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pyro_scale._validation import check_bool
+from pyro_scale._validation import check_bool, check_int
 from pyro_scale.data.counts import iter_chunks
 from pyro_scale.exceptions import DataError
 from pyro_scale.preprocessing._copies import in_memory, matrix, subset
@@ -197,8 +197,7 @@ def select_variable_peaks(
     >>> kept.shape, "deviance" in kept.var
     ((50, 20), True)
     """
-    if isinstance(n_peaks, bool) or not isinstance(n_peaks, (int, np.integer)) or n_peaks < 1:
-        raise ValueError(f"n_peaks={reprlib.repr(n_peaks)} must be a whole number of at least one.")
+    check_int("n_peaks", n_peaks)
     check_bool("inplace", inplace)
     deviance_p = _deviance(in_memory(adata, layer))
     best = np.argsort(-deviance_p, kind="stable")[:n_peaks]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_scale._validation import check_choice
 from pyro_scale.ops.sparse import is_sparse, matmul, rows_of, with_values
 from pyro_scale.programs.batch import CellBatch
 
@@ -222,6 +223,7 @@ class Encoder(nn.Module):
         posterior_variance: PosteriorVariance = "softplus",
     ) -> None:
         super().__init__()
+        check_choice("posterior_variance", posterior_variance, get_args(PosteriorVariance))
         self.min_var, self.posterior_variance = min_var, posterior_variance
         self.lsi = lsi
         if lsi is None and not hidden:

@@ -8,19 +8,11 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions.transforms import SoftplusTransform
 
-__all__ = ["MixturePrior", "inverse_softplus"]
+__all__ = ["MixturePrior"]
 
-
-def inverse_softplus(y: Tensor) -> Tensor:
-    """Return the x with ``softplus(x) = y``, for ``y`` > 0, without overflow.
-
-    Examples
-    --------
-    >>> float(torch.nn.functional.softplus(inverse_softplus(torch.tensor(3.0))))
-    3.0
-    """
-    return y + torch.log(-torch.expm1(-y))
+_inverse_softplus = SoftplusTransform().inv
 
 
 class MixturePrior(nn.Module):
@@ -68,7 +60,7 @@ class MixturePrior(nn.Module):
         self.loc_kd = nn.Parameter(torch.randn(n_components, n_latent))
         self.raw_var_kd = nn.Parameter(torch.empty(n_components, n_latent))
         with torch.no_grad():
-            self.raw_var_kd.copy_(inverse_softplus(torch.ones_like(self.raw_var_kd) - min_var))
+            self.raw_var_kd.copy_(_inverse_softplus(torch.ones_like(self.raw_var_kd) - min_var))
 
     @property
     def n_components(self) -> int:
@@ -148,4 +140,4 @@ class MixturePrior(nn.Module):
         """
         self.logits_k.copy_(pi_k.clamp_min(0.1 / len(pi_k)).log())
         self.loc_kd.copy_(loc_kd)
-        self.raw_var_kd.copy_(inverse_softplus(var_kd.clamp_min(2 * self.min_var) - self.min_var))
+        self.raw_var_kd.copy_(_inverse_softplus(var_kd.clamp_min(2 * self.min_var) - self.min_var))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from pyro_scale._validation import check_choice
 from pyro_scale.programs.batch import CellBatch
 from pyro_scale.programs.likelihoods import BernoulliLikelihood, PoissonLikelihood
 from pyro_scale.programs.networks import Classifier, Encoder, Lsi, PosteriorVariance
@@ -87,6 +88,7 @@ class MixtureVAE(nn.Module):
         posterior_variance: PosteriorVariance = "softplus",
     ) -> None:
         super().__init__()
+        check_choice("likelihood", likelihood, get_args(LikelihoodName))
         self.prior = MixturePrior(n_components, n_latent)
         self.encoder = Encoder(
             n_peaks,
@@ -105,12 +107,8 @@ class MixtureVAE(nn.Module):
                 n_batches=n_batches,
                 mean_log_depth=mean_log_depth,
             )
-        elif likelihood == "poisson":
-            self.likelihood = PoissonLikelihood(n_peaks, n_latent, decoder_hidden, n_batches)
         else:
-            raise ValueError(
-                f"likelihood={likelihood!r} is not known; choose 'bernoulli' or 'poisson'."
-            )
+            self.likelihood = PoissonLikelihood(n_peaks, n_latent, decoder_hidden, n_batches)
         self.classifier: Classifier | None = None
         if classifier:
             self.add_classifier()

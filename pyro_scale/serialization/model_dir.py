@@ -305,20 +305,8 @@ def _empty_vae(config: ModelConfig, n_peaks: int, shapes: dict[str, tuple[int, .
         if len(shapes.get(_DIRECTIONS, ())) != 2:
             raise ValueError(f"the weight {_DIRECTIONS} is missing, or not a matrix.")
         lsi = Lsi(n_peaks, shapes[_DIRECTIONS][1], config.n_batches)
-    vae = MixtureVAE(
-        n_peaks,
-        config.n_components or 1,
-        config.n_latent,
-        hidden=config.hidden or (),
-        decoder_hidden=config.decoder_hidden,
-        likelihood=config.likelihood,
-        layer_norm=not config.plain,
-        lsi=lsi,
-        mean_log_depth=None if config.plain or not config.binary else 0.0,
-        n_batches=config.n_batches,
-        classifier=REGISTRY.formulation(config.formulation).needs_classifier,
-        posterior_variance=config.posterior_variance,
-    )
+    mean_log_depth = 0.0 if config.has_depth_term else None
+    vae = config.build_vae(n_peaks, lsi=lsi, mean_log_depth=mean_log_depth)
     REGISTRY.build(vae, config.formulation)  # adds the parameters of a registered formulation
     return vae
 

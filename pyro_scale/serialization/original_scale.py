@@ -53,7 +53,6 @@ def load_original(path: Path, adata: AnnData, *, layer: str | None) -> ModelStat
     linear = _layers(state, path)
     means_kd, var_kd, pi_k = state["mu_c"].T, state["var_c"].T, state["pi"]
     encoder, decoder = linear["encoder"], linear["decoder"]
-    first_weight = encoder[0][0] if encoder else state["encoder.sample.mu.weight"]
     try:
         config = ModelConfig(
             n_components=len(pi_k),
@@ -65,14 +64,7 @@ def load_original(path: Path, adata: AnnData, *, layer: str | None) -> ModelStat
             layer=layer,
         )
         with torch.device("meta"):  # shapes only: weights are allocated after the check
-            vae = MixtureVAE(
-                first_weight.shape[1],
-                len(pi_k),
-                config.n_latent,
-                hidden=config.hidden or (),
-                decoder_hidden=config.decoder_hidden,
-                posterior_variance="exp",
-            )
+            vae = config.build_vae(encoder[0][0].shape[1])
     except (ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path}: no model has weights of these shapes: {error}") from error
     ours = {f"prior.{name}": torch.empty(w.shape) for name, w in vae.prior.state_dict().items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pyro_scale._validation import check_int, check_seed
+from pyro_scale._validation import check_bool, check_int, check_number, check_seed
 
 __all__ = ["TrainingConfig", "default_batch_size"]
 
@@ -154,23 +155,28 @@ class TrainingConfig:
             check_int(name, getattr(self, name))
         check_int("max_nan_retries", self.max_nan_retries, least=0)
         check_seed(self.seed)
+        check_bool("early_stopping", self.early_stopping)
+        for name in ("lr", "decoder_precision", "validation_size", "mask_rate"):
+            check_number(name, getattr(self, name))
+        for name in ("warmup_epochs", "kl_warmup_epochs"):
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name), least=0)
+        if self.gradient_clip != math.inf:  # infinity stands for no clipping
+            check_number("gradient_clip", self.gradient_clip)
         for name in ("lr", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above zero.")
         if not self.decoder_precision >= 0:
             raise ValueError(f"decoder_precision={self.decoder_precision} must not be negative.")
-        if self.kl_warmup_epochs is not None and self.kl_warmup_epochs < 0:
-            raise ValueError(f"kl_warmup_epochs={self.kl_warmup_epochs} must not be negative.")
         for name, of in (("validation_size", "cells"), ("mask_rate", "peaks")):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is a fraction of the {of}: expected a number "
                     "from 0 to below 1."
                 )
-        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.max_epochs:
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.max_epochs:
             raise ValueError(
-                f"warmup_epochs={self.warmup_epochs} must be at least 0 and below "
-                f"max_epochs={self.max_epochs}."
+                f"warmup_epochs={self.warmup_epochs} must be below max_epochs={self.max_epochs}."
             )
 
     @property

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pyro_scale.config import ModelConfig
 from pyro_scale.data import CountMatrix, loader, sparse_cells
-from pyro_scale.objectives import REGISTRY
 from pyro_scale.programs import BernoulliLikelihood, Lsi, MixturePrior, MixtureVAE
 
 __all__ = [
@@ -57,23 +56,11 @@ def build_vae(counts: CountMatrix, config: ModelConfig) -> MixtureVAE:
     >>> vae.n_peaks, vae.n_components, vae.n_latent
     (60, 3, 2)
     """
-    has_depth_term = config.binary and not config.plain
     lsi = None
     if not config.plain:
         lsi = fit_lsi(counts, config.n_lsi, config.seed, n_batches=config.n_batches)
-    vae = MixtureVAE(
-        counts.n_peaks,
-        config.n_components or 1,
-        config.n_latent,
-        hidden=config.hidden or (),
-        decoder_hidden=config.decoder_hidden,
-        likelihood=config.likelihood,
-        classifier=REGISTRY.formulation(config.formulation).needs_classifier,
-        n_batches=config.n_batches,
-        layer_norm=not config.plain,
-        lsi=lsi,
-        mean_log_depth=float(np.log(counts.depth).mean()) if has_depth_term else None,
-    )
+    mean_log_depth = float(np.log(counts.depth).mean()) if config.has_depth_term else None
+    vae = config.build_vae(counts.n_peaks, lsi=lsi, mean_log_depth=mean_log_depth)
     with torch.no_grad():
         vae.likelihood.peaks.bias.copy_(torch.from_numpy(_peak_bias(vae, counts)).float())
     return vae

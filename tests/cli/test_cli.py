@@ -324,6 +324,13 @@ def test_a_fresh_process_is_silent_but_for_what_is_asked(arguments):
         assert all(name in process.stdout for name in COMMANDS)
 
 
+def test_nothing_slow_is_imported_before_it_is_used():
+    slow = ("numba", "matplotlib", "lightning", "sklearn", "scanpy", "arviz_base")
+    code = f"import sys, pyro_scale.cli; print([m for m in {slow} if m in sys.modules])"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("cell_1\ncell_2\n", "has one column"), ("cell_1\ta\n", "has no label for 59 of 60 cells")],

@@ -2,7 +2,6 @@
 
 from importlib import import_module
 
-import torch
 from helpers.command_line import call
 
 import pyro_scale as ps
@@ -27,4 +26,4 @@ def test_demo_writes_what_run_and_compare_write(tmp_path, monkeypatch):
     assert "simulated 60 cells x 80 peaks in 5 clusters" in told.output
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adata.h5ad", "model", "scale.png", "comparison.json", "comparison.png"} <= written
-    assert torch.get_default_dtype() == torch.float32
+    assert "supported objectives hold" in told.output

@@ -10,7 +10,6 @@ import torch
 from helpers.command_line import call
 
 import pyro_scale as ps
-from pyro_scale import _atomic
 from pyro_scale.cli._options import join_width_options
 
 
@@ -248,24 +247,6 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(file, tmp_path):
     assert "read 60 cells" not in told.stdout
 
 
-def test_what_was_there_comes_back_if_the_new_cannot_be_placed(tmp_path, monkeypatch):
-    new, target, scratch = (tmp_path / name for name in ("new", "target", "scratch"))
-    for folder in (new, target, scratch):
-        folder.mkdir()
-        (folder / "file").write_text(folder.name)
-
-    def fail(*_):
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr("pyro_scale._atomic.os.replace", fail)
-    with pytest.raises(OSError, match="cross-device"):
-        _atomic.replace(new, target, scratch)
-    assert (target / "file").read_text() == "target"
-    monkeypatch.undo()
-    _atomic.replace(new, target, scratch)
-    assert (target / "file").read_text() == "new"
-
-
 MISTAKES = {
     "gpu": (["--gpu", "99"], "--gpu 99: torch sees"),
     "no file": ([], "no file is given; for example: pyro-scale run cells.h5ad -k 8"),
@@ -275,7 +256,7 @@ MISTAKES = {
     "both": (["--max-epochs", "2", "--max_iter", "3"], "--max-epochs and --max-iter both set"),
     "iterations": (["--max_iter", "0"], "--max-iter 0 must be at least one"),
     "parse_widths": (["--encode_dim", "wide"], "--hidden 'wide': expected widths such as 1024,128"),
-    "join": (["--join", "left"], "join='left'; expected 'inner' or 'outer'"),
+    "join": (["--join", "left"], "join='left' is not known; choose 'inner' or 'outer'"),
     "pretrain": (["--pretrain", "none"], "none does not hold a saved model"),
     "batch": (["--batch_key", "donor"], "batch_key='donor' is not a column of adata.obs"),
 }

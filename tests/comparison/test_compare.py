@@ -11,7 +11,8 @@ from helpers import small_vae
 import pyro_scale as ps
 from pyro_scale.comparison import critical_z
 from pyro_scale.comparison.verdicts import Projections, z_scores
-from pyro_scale.objectives import CLOSED_FORMS, OBJECTIVES, REGISTRY
+from pyro_scale.objectives import CLOSED_FORMS, OBJECTIVES, REGISTRY, ObjectiveSpec
+from pyro_scale.programs import FORMULATIONS
 
 
 def small_model(adata, **kwargs):
@@ -26,7 +27,7 @@ def test_every_supported_row_holds(counts, preset, likelihood):
     frame = table.to_frame()
     assert len(frame) == len(OBJECTIVES)
     supported = frame[frame["value_agreement"] != "unsupported"]
-    assert len(supported) >= 14
+    assert len(supported) == 30
     wrong = supported[supported["holds"] != True]  # noqa: E712 (None is not True)
     assert wrong.empty, wrong[["formulation", "estimator", "c", "status", "reason"]].to_string()
     exact = supported[supported["gradient_agreement"] == "exact"]
@@ -110,8 +111,9 @@ def test_same_seed_same_numbers(cells):
 def test_json_is_strict_and_complete(cells, tmp_path):
     table = ps.compare(small_model(cells), n_cells=5, n_samples=3)
     path = tmp_path / "out.json"
-    assert path.write_text(table.to_json(path)) > 0
+    text = table.to_json(path)
     content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert content == json.loads(text)
     assert len(content["rows"]) == len(OBJECTIVES)
     fields = (
         "formulation, estimator, c, closed_form, value_agreement, gradient_agreement, value, "
@@ -183,3 +185,16 @@ def test_a_projection_sees_every_coordinate():
             one = {k: torch.zeros_like(v) for k, v in shapes.items()}
             one[name].view(-1)[i] = 1.0
             assert (np.abs(projections(one)) > 1e-6).sum() == 3
+
+
+def test_a_formulation_that_is_not_compared_is_not_built(cells):
+    def build(vae, enumerate_c):
+        assert vae.n_peaks == 4, "built for a comparison"  # register checks it on four peaks
+        return FORMULATIONS["collapsed"].build(vae, enumerate_c)
+
+    mine = FORMULATIONS["collapsed"]._replace(name="mine", build=build)
+    spec = ObjectiveSpec("mine", "Trace_ELBO", "marginalized", "collapsed", "exact", "exact")
+    with ps.register(mine, [spec]):
+        ps.compare(small_model(cells), n_cells=5, n_samples=2, formulations=["collapsed"])
+        with pytest.raises(AssertionError, match="built for a comparison"):
+            ps.compare(small_model(cells), n_cells=5, n_samples=2, formulations=["mine"])

@@ -168,8 +168,8 @@ def test_the_density_is_the_collapsed_bound_without_q(model):
         ({"cells": []}, r"of 0\): expected distinct names of cells such as 'cell_1'"),
         ({"cells": ["cell_1", "cell_1"]}, r"of 2\): expected distinct names"),
         ({"n_cells": 0}, "n_cells=0 must be at least one"),
-        ({"n_chains": 1}, r"n_chains=1: expected at least 4, 1 and 2"),
-        ({"n_draws": 3}, r"n_draws=3, n_warmup=500"),
+        ({"n_chains": 1}, r"n_chains=1 must be at least two"),
+        ({"n_draws": 3}, r"n_draws=3 must be at least 4"),
     ],
 )
 def test_chains_that_there_are_not(model, options, words):

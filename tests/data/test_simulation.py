@@ -65,7 +65,7 @@ def test_no_simulated_cell_is_empty():
         ({"n_cells": 0}, "n_cells=0"),
         ({"n_peaks": 0}, "n_peaks=0"),
         ({"n_clusters": 0}, "n_clusters=0"),
-        ({"n_cells": 3, "n_clusters": 4}, "no more clusters than cells"),
+        ({"n_cells": 3, "n_clusters": 4}, "n_clusters=4 must be at most n_cells=3"),
         ({"density": 0.0}, "density=0.0"),
         ({"density": 1.0}, "density=1.0"),
         ({"density": np.nan}, "density=nan"),
@@ -73,8 +73,15 @@ def test_no_simulated_cell_is_empty():
         ({"fold": 0.0}, "fold=0.0"),
         ({"concentration": 0.0}, "concentration=0.0"),
         ({"depth_sd": -1.0}, "depth_sd=-1.0"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_what_cannot_be_simulated(options, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         ps.simulate(**options)
+
+
+@pytest.mark.parametrize("name", ["n_cells", "density", "counts"])
+def test_a_size_or_a_flag_that_is_none_is_refused(name):
+    with pytest.raises(TypeError, match=f"{name}='no' must be"):
+        ps.simulate(**{name: "no"})

@@ -31,22 +31,23 @@ def small_cells(*, likelihood="bernoulli", n_cells=6, n_peaks=25):
     return CellBatch.from_counts(x.clamp(max=1) if likelihood == "bernoulli" else x)
 
 
-def gradients(vae, loss):
-    vae.zero_grad()
-    loss.backward()
+def _copied_gradients(vae):
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in vae.named_parameters()
     }
 
 
+def gradients(vae, loss):
+    vae.zero_grad()
+    loss.backward()
+    return _copied_gradients(vae)
+
+
 def objective_gradients(vae, objective: Objective, cells, kl_weight=1.0):
     vae.zero_grad()
     loss = objective.backward(cells, kl_weight)
-    return loss, {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in vae.named_parameters()
-    }
+    return loss, _copied_gradients(vae)
 
 
 def small_scale(adata, n_components=3, **options):

@@ -82,7 +82,8 @@ class _Forked:
 
     def __init__(self, arguments: list[str], log: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["killing", "pyro_scale.cli", "sklearn.manifold"])
+        preloaded = ["helpers.kill_process", "pyro_scale.cli", "sklearn.manifold"]
+        context.set_forkserver_preload(preloaded)
         os.environ.update(_environment())
         ours, theirs = context.Pipe(duplex=False)
         self.process = context.Process(target=_as_a_fork, args=(theirs, arguments, log))

@@ -209,6 +209,8 @@ def test_groups_by_name_by_mask_and_by_position_are_the_same(bernoulli, adata):
         ({"groupby": "cell_type", "group1": "type_9"}, "group 'type_9' has no cells"),
         ({"groupby": "cell_type", "group1": "type_1", "group2": "type_1"}, "choose two groups"),
         ({"groupby": ["a"] * 150}, "all cells are in group 'a'"),
+        ({"idx2": [0]}, "idx2 is given without idx1"),
+        ({"idx1": [0], "groupby": "cell_type"}, "the groups are given twice"),
         ({"idx1": [150]}, "positions from 150 to 150; there are 150 cells"),
         ({"idx1": [-1]}, "positions from -1"),
         ({"idx1": np.ones(150, bool)}, "idx1 chooses every cell"),

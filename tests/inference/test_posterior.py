@@ -11,6 +11,7 @@ from helpers import small_scale, train
 from scipy.stats import norm
 
 import pyro_scale as ps
+from pyro_scale.objectives import ObjectiveSpec, importance_weighted
 from pyro_scale.programs import FORMULATIONS
 from pyro_scale.training import moments
 
@@ -179,3 +180,17 @@ def test_only_an_amortized_model_has_a_classifier(adata):
     ):
         with pytest.raises(ValueError, match=r"no classifier .*formulation='amortized'"):
             ask()
+
+
+def test_a_registered_closed_form_that_reduces_over_draws_gets_all_draws_of_a_cell(model):
+    """In blocks of draws the bound would depend on the size of the minibatches."""
+    formulation = FORMULATIONS["collapsed"]._replace(name="mine")
+    spec = ObjectiveSpec("mine", "RenyiELBO", "marginalized", "iwae", "exact", "exact")
+    with ps.register(formulation, [spec], {"iwae": importance_weighted}):
+        bounds = [
+            model.get_elbo(bound=name, n_mc_samples=1000, batch_size=size)
+            for name in ("iwae", "importance_weighted")
+            for size in (8, 60)
+        ]
+    for bound in bounds[1:]:
+        np.testing.assert_allclose(bound, bounds[0], rtol=1e-5)

@@ -125,6 +125,13 @@ REFUSED = {
         "supported in part",
         ValueError,
     ),
+    "an unsupported row with a closed form": (
+        TEMPERED,
+        [EXACT, ObjectiveSpec("tempered", "RenyiELBO", "sampled", "tempered")],
+        CLOSED_FORM,
+        "supported in part",
+        ValueError,
+    ),
     "a row twice": (TEMPERED, [EXACT, EXACT], CLOSED_FORM, "is listed twice", ValueError),
     "a tuple for a row": (
         TEMPERED,

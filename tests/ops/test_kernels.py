@@ -124,6 +124,7 @@ def test_the_open_peaks_of_cells_are_the_transposed_matrix(n_peaks, density, ord
         for n in range(40):
             turned = slice(x.indptr[n], x.indptr[n + 1])
             x.indices[turned], x.data[turned] = x.indices[turned][::-1], x.data[turned][::-1]
+        x.has_sorted_indices = False  # scipy caches it
     before = x.copy()
     found = peak_rows.OpenPeaks.from_csr(x)
     sizes = np.diff(wanted.indptr)
@@ -172,6 +173,13 @@ def test_sums_over_peaks_in_single_precision(shape, function):
     for single, double in zip(*found.values(), strict=True):
         error, scale = 2**-23 * largest, float(double.abs().max())  # of a rounded logit, in exp
         torch.testing.assert_close(single.double(), double, rtol=error, atol=error * scale)
+
+
+def test_logsumexp_of_what_is_not_finite():
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        eta = peak_sums.Logits(torch.ones(1, 1), torch.zeros(3, 1), torch.full((3,), bad))
+        got = peak_sums.logsumexp_over_peaks(eta)
+        torch.testing.assert_close(got, torch.tensor([bad]), equal_nan=True)
 
 
 def test_softplus_of_what_is_not_finite():

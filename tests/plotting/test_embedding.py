@@ -244,7 +244,7 @@ def test_run_draws_four_panels_and_computes_what_is_missing(result, monkeypatch)
     assert len(axes[2].patches) == K
     np.testing.assert_array_equal(axes[3].lines[0].get_ydata(), [-2, -1])
     del result.obsm["X_umap"]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pyro_scale.analysis.embedding.find_spec", lambda name: None)
     module = sys.modules["pyro_scale.plotting.summary"]  # the function has the same name
     monkeypatch.setattr(module, "_MOST_CELLS", 50)
     axes = ps.pl.summary(result, history=frame).axes

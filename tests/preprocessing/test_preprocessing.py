@@ -39,8 +39,7 @@ def test_filters_take_numbers_fractions_and_an_upper_bound(counts):
             "at least 2 and at most 1 of 80",
         ),
         (lambda a: ps.pp.filter_peaks(a, min_cells=np.nan), "min_cells=nan: expected a number"),
-        (lambda a: ps.pp.select_variable_peaks(a, 0), "n_peaks=0 must be a whole number"),
-        (lambda a: ps.pp.select_variable_peaks(a, 2.5), "n_peaks=2.5 must be a whole number"),
+        (lambda a: ps.pp.select_variable_peaks(a, 0), "n_peaks=0 must be at least one"),
         (lambda a: ps.pp.match_peaks(a, ["other"]), "none of the model's 1 peaks"),
         (lambda a: ps.pp.match_peaks(a, ["x", "x"]), "the model have peak 'x' more than once"),
     ],
@@ -48,6 +47,11 @@ def test_filters_take_numbers_fractions_and_an_upper_bound(counts):
 def test_what_cannot_be_meant_is_refused(counts, call, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         call(counts)
+
+
+def test_a_number_of_peaks_is_whole(counts):
+    with pytest.raises(TypeError, match=r"n_peaks=2.5 must be a whole number"):
+        ps.pp.select_variable_peaks(counts, 2.5)
 
 
 STEPS = {

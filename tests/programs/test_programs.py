@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import small_cells, small_vae
 
+from pyro_scale.config import ModelConfig
 from pyro_scale.objectives import REGISTRY, terms
 from pyro_scale.programs import CellBatch, MixturePrior, MixtureVAE
 from pyro_scale.programs.likelihoods import LogPoisson
-from pyro_scale.programs.prior import inverse_softplus
 
 
 def test_prior_is_on_the_simplex_and_positive_for_any_parameter():
@@ -87,9 +87,11 @@ def test_set_components_raises_small_variances_and_empty_weights():
     torch.testing.assert_close(prior.var_kd[:, 0], torch.tensor([0.02, 0.02, 0.021, 1.0]).double())
 
 
-def test_inverse_softplus_over_many_orders_of_magnitude():
-    y = torch.logspace(-10, 4, 50, dtype=torch.float64)
-    torch.testing.assert_close(torch.nn.functional.softplus(inverse_softplus(y), threshold=100), y)
+def test_variances_are_set_over_many_orders_of_magnitude():
+    var = torch.logspace(-10, 4, 50, dtype=torch.float64)[:, None]
+    prior = MixturePrior(50, 1, min_var=1e-12).double().requires_grad_(False)
+    prior.set_components(torch.full((50,), 0.02).double(), torch.zeros_like(var), var)
+    torch.testing.assert_close(prior.var_kd, var)
 
 
 def test_depth_shifts_every_logit_and_starts_at_odds_in_proportion():
@@ -164,3 +166,14 @@ def test_log_poisson_is_poisson_and_keeps_rates_that_underflow():
     torch.testing.assert_close(low.log_prob(torch.tensor([3.0])), torch.tensor([-3001.7918]))
     with pytest.raises(ValueError, match="support"):
         LogPoisson(torch.zeros(1), validate_args=True).log_prob(torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("name", ["likelihood", "posterior_variance"])
+def test_an_unknown_name_is_not_taken_for_another(name):
+    with pytest.raises(ValueError, match=f"{name}='typo' is not known; choose"):
+        MixtureVAE(5, 2, 2, hidden=(4,), **{name: "typo"})
+
+
+def test_a_configuration_builds_the_encoder_that_it_names():
+    vae = ModelConfig(2, 2, hidden=(4,), preset="plain", posterior_variance="exp").build_vae(5)
+    assert vae.encoder.posterior_variance == "exp"

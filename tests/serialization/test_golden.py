@@ -1,4 +1,4 @@
-"""Models that earlier releases saved load for ever, and say what they said."""
+"""Models of this schema that earlier releases saved load, and give the same results."""
 
 import json
 from pathlib import Path

@@ -6,11 +6,10 @@ import anndata
 import pytest
 import torch
 from helpers import small_scale
+from helpers.command_line import call
 from lightning import Callback
-from typer.testing import CliRunner
 
 import pyro_scale as ps
-from pyro_scale.cli import app
 from pyro_scale.training.module import TrainingModule
 
 
@@ -124,18 +123,18 @@ def test_checkpoints_are_written_by_the_clock_and_after_the_last_epoch(cells, tm
     assert (tmp_path / "c").exists()
 
 
-def test_the_command_line_goes_on_or_starts_anew(cells, tmp_path, monkeypatch, capsys):
+def test_the_command_line_goes_on_or_starts_anew(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     out = tmp_path / "out"
-    command = ["run", str(tmp_path / "cells.h5ad"), "-k", "3", "--embed", "none", "-o", str(out)]
+    command = ["run", tmp_path / "cells.h5ad", "-k", 3, "--embed", "none", "-o", out]
     out.mkdir()
     small = small_scale(cells)
     small.train(2, checkpoint=out / "training.checkpoint", progress_bar=False)
-    found = CliRunner().invoke(app, [*command, "--max-epochs", "2"])
+    found = call(*command, "--max-epochs", 2)
     assert found.exit_code
     assert "--overwrite" in found.output
     assert (out / "training.checkpoint").exists()
-    found = CliRunner().invoke(app, [*command, "--max-epochs", "2", "--overwrite"])
+    found = call(*command, "--max-epochs", 2, "--overwrite")
     assert found.exit_code == 0, found.output
     assert "starting over" in found.output
     assert not (out / "training.checkpoint").exists()

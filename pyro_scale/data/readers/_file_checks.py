@@ -62,13 +62,14 @@ def check_heaps(path: Path) -> None:
                 at += step
 
 
-def _heaps(file: Any, size: int, skipped: list[tuple[int, int]]) -> Iterator[int]:
-    """Yield the offset, in bytes, of each HDF5 global heap in a file of ``size`` bytes.
+def _heaps(file: Any, size: int, skipped: list[tuple[int, int]]) -> list[int]:
+    """Return the offset, in bytes, of each HDF5 global heap in a file of ``size`` bytes.
 
     Heaps are found by their signature. The ranges ``skipped`` are not searched; they are the bytes
     of numeric arrays, which contain no heap.
     """
-    found, begin = [], 0
+    found: list[int] = []
+    begin = 0
     for start_skipped, end_skipped in [*sorted(skipped), (size, size)]:
         for start in range(begin, start_skipped, _BLOCK):
             file.seek(start)
@@ -78,7 +79,7 @@ def _heaps(file: Any, size: int, skipped: list[tuple[int, int]]) -> Iterator[int
                 found.append(start + at)
                 at = block.find(_HEAP, at + 1)
         begin = max(begin, end_skipped)
-    yield from found
+    return found
 
 
 def _numbers(path: Path) -> list[tuple[int, int]]:

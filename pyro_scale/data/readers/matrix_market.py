@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import io, sparse
 
 from pyro_scale.data.readers.hdf5_zarr import only_peaks
 from pyro_scale.data.readers.paths import OPEN, holds, readable, stem_and_kind, warn_of_cut
 from pyro_scale.exceptions import DataError
-from pyro_scale.ops._numba import compiled
 
 __all__ = [
-    "count_lines",
     "read_matrix_market",
 ]
 
@@ -154,6 +149,8 @@ def _check_body(path: Path, n_entries: int, layout: str, field: str) -> None:
     scipy.io.mmread crashes the interpreter on a line with too many fields, and hangs or crashes on
     bytes that belong to no number.
     """
+    from pyro_scale.ops._text_kernels import count_lines  # Numba takes long to import
+
     n_fields = {"pattern": 2, "complex": 4}.get(field, 3) if layout == "coordinate" else 1
     with OPEN.get(path.suffix.lower(), open)(path, "rb") as file:
         line = file.readline(_BLOCK)
@@ -198,52 +195,3 @@ def _peaks_are_rows(
             n_peaks,
         )
     return (peaks or fits[0]) == "rows"
-
-
-_NUMBERS = b"0123456789+-.eEnaifNAIF"  # includes the letters of "nan" and "inf"
-_BLANK = b" \t\r"
-_OTHER, _IN_NUMBER, _BETWEEN, _END = 0, 1, 2, 3
-_KIND = np.full(256, _OTHER, np.uint8)
-_KIND[list(_NUMBERS)], _KIND[list(_BLANK)], _KIND[ord("\n")] = _IN_NUMBER, _BETWEEN, _END
-
-
-@compiled(set())
-def _scan(text, kind_of, n_fields, state):  # type: ignore[no-untyped-def]
-    n_lines, n_here, in_number = state[0], state[1], state[2]
-    for at in range(len(text)):
-        kind = kind_of[text[at]]
-        if kind == _OTHER or (kind == _END and n_here != 0 and n_here != n_fields):
-            return at
-        if kind == _END:
-            n_lines += n_here > 0
-            n_here = 0
-        n_here += kind == _IN_NUMBER and in_number == 0
-        in_number = kind == _IN_NUMBER
-    state[0], state[1], state[2] = n_lines, n_here, in_number
-    return -1
-
-
-def count_lines(blocks: Iterable[bytes], n_fields: int) -> int:
-    r"""Count the lines that are not blank, and check that each has ``n_fields`` numbers.
-
-    ``blocks`` are consecutive parts of the text; a part may end in the middle of a line or number.
-
-    Raises
-    ------
-    ValueError
-        If a line has another number of fields, or a character that occurs in no number.
-
-    Examples
-    --------
-    >>> count_lines([b"1 2 3\n4 5", b" 6\n"], 3)
-    2
-    """
-    state: NDArray[np.int64] = np.zeros(3, np.int64)
-    for block in chain(blocks, [b"\n"]):
-        text = np.frombuffer(block, np.uint8)
-        if (at := _scan(text, _KIND, n_fields, state)) >= 0:
-            raise ValueError(
-                f"line {int(state[0]) + block[:at].count(10) + 1} of the entries is not {n_fields} "
-                f"numbers: ...{block[max(0, at - 40) : at + 10]!r}"
-            )
-    return int(state[0])

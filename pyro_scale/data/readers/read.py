@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_scale._validation import check_bool, check_indices, check_path, named_layers
+from pyro_scale._validation import check_bool, check_choice, check_indices, check_path, named_layers
 from pyro_scale.data.readers.concat import concatenate, names_of_files
 from pyro_scale.data.readers.hdf5_zarr import read_10x_h5, read_h5ad, read_h5mu, read_zarr
 from pyro_scale.data.readers.matrix_market import read_matrix_market
@@ -92,6 +92,8 @@ def read(
     DataError
         If a file is damaged or of an unknown format, its parts do not fit each other, or ``peaks``,
         ``join`` or ``backed`` does not apply.
+    ValueError
+        If ``peaks`` or ``join`` is not one of the values above.
     TypeError
         If an argument has the wrong type.
     ImportError
@@ -110,14 +112,8 @@ def read(
     """
     if isinstance(path, AnnData):
         return path
-    for name, value, allowed in (
-        ("peaks", peaks, (*get_args(PeaksSide), None)),
-        ("join", join, get_args(Join)),
-    ):
-        if not isinstance(value, str | None) or value not in allowed:
-            raise DataError(
-                f"{name}={reprlib.repr(value)}; expected {' or '.join(map(repr, allowed))}."
-            )
+    check_choice("peaks", peaks, (*get_args(PeaksSide), None))
+    check_choice("join", join, get_args(Join))
     check_bool("backed", backed)
     if not isinstance(batch_key, str):
         raise TypeError(f"batch_key={reprlib.repr(batch_key)} must be the name of a column of obs.")

@@ -231,11 +231,11 @@ def test_what_is_asked_must_be_known(small, tmp_path):
             r"a.xlsx has no known format; these are: .h5ad \(AnnData\)",
         ),
         ([], {}, "no path was given"),
-        (path, {"peaks": "left"}, "peaks='left'; expected 'rows' or 'columns' or None"),
-        (path, {"join": "both"}, "join='both'; expected 'inner' or 'outer'"),
+        (path, {"peaks": "left"}, "peaks='left' is not known; choose one of rows, columns, None"),
+        (path, {"join": "both"}, "join='both' is not known; choose 'inner' or 'outer'"),
         (path, {"peaks": "rows"}, "peaks='rows' is only for tables and .mtx files"),
     ):
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(ValueError, match=words):  # a DataError is one
             read(given, **options)
     for given in (None, 3, [path, small]):
         with pytest.raises(TypeError, match="expected a path, several paths, or one AnnData; got"):

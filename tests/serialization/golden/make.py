@@ -1,4 +1,4 @@
-"""Save a model of this release, which every later release must load.
+"""Save a model of this release, which later releases of the same schema must load.
 
 ``python tests/serialization/golden/make.py`` writes ``tests/serialization/golden/<version>/``: a
 model of simulated cells, and its results for three of them.
