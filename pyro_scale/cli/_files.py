@@ -27,6 +27,7 @@ from pyro_scale.analysis import (
 from pyro_scale.analysis.embedding import default_embedding
 from pyro_scale.cli._console import console, echo
 from pyro_scale.data import read
+from pyro_scale.data.readers.paths import expand
 from pyro_scale.exceptions import DataError
 from pyro_scale.scale import SCALE
 
@@ -42,12 +43,19 @@ __all__ = [
 ]
 
 
+def check_inputs(files: Sequence[str]) -> None:
+    """Raise an error if no file is given, or if one does not exist."""
+    if not files:
+        raise ValueError("no file is given; for example: pyro-scale run cells.h5ad -k 8")
+    for file in files:
+        expand(Path(file))
+
+
 def read_cells(
     files: Sequence[str], *, peaks: str | None, batch_key: str | None, join: str = "inner"
 ) -> AnnData:
     """Read one or several files as one AnnData, and print its size."""
-    if not files:
-        raise ValueError("no file is given; for example: pyro-scale run cells.h5ad -k 8")
+    check_inputs(files)
     path = files[0] if len(files) == 1 else list(files)
     adata = read(path, peaks=peaks, batch_key=batch_key or "batch", join=join)  # type: ignore[arg-type]  # read checks it
     console.print(
@@ -261,8 +269,12 @@ def _existing_results(output: Path) -> list[str]:
 
 
 @contextmanager
-def output_folder(output: Path, *, overwrite: bool, inputs: Sequence[str] = ()) -> Iterator[None]:
+def output_folder(
+    output: Path, *, overwrite: bool, inputs: Sequence[str] | None = None
+) -> Iterator[None]:
     """Create the output folder, check that it can be written to, and run the ``with`` block.
+
+    The input files of the command, if it has any, are checked first.
 
     After an error, folders that this call created are removed if they are empty. When the block
     ends without an error, the training checkpoint in the folder is removed. A folder with a
@@ -273,9 +285,13 @@ def output_folder(output: Path, *, overwrite: bool, inputs: Sequence[str] = ()) 
     OSError
         If ``output`` is a file, holds results although ``overwrite`` is false, or cannot be
         written to.
+    FileNotFoundError
+        If an input does not exist.
     ValueError
-        If an input is one of the files that would be replaced.
+        If no input is given, or one is among the files that would be replaced.
     """
+    if inputs is not None:
+        check_inputs(inputs)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; choose a folder with -o.")
     unfinished = (output / CHECKPOINT).exists()
@@ -284,7 +300,7 @@ def output_folder(output: Path, *, overwrite: bool, inputs: Sequence[str] = ()) 
             f"{output} already holds a result ({', '.join(found)}); choose another folder with "
             "-o, or give --overwrite."
         )
-    for path in inputs:
+    for path in inputs or ():
         if Path(path).resolve() in {(output / name).resolve() for name in RESULTS}:
             raise ValueError(f"{path} is an input and would be replaced; choose another -o.")
     created = [folder for folder in (output, *output.parents) if not folder.exists()]

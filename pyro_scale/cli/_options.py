@@ -29,7 +29,9 @@ __all__ = [
 INPUT, MODEL, TRAINING, OUTPUT = "Input", "Model", "Training", "Output"
 """Titles of the panels that group the options in a command's ``--help``."""
 
-_FORMATS = ".h5ad, .zarr, 10x .h5, a folder with an .mtx, .csv/.tsv/.txt(.gz), file.h5mu/modality"
+_FORMATS = (
+    ".h5ad, .zarr, 10x .h5, a folder with an .mtx, .csv/.tsv/.txt(.gz), file.h5mu/atac (a modality)"
+)
 
 Files = Annotated[
     list[str] | None,
@@ -82,7 +84,7 @@ Peaks = Annotated[
     str | None,
     typer.Option(
         "--peaks",
-        help="Whether peaks are the rows or the columns of text tables and .mtx files. Default: "
+        help="'rows' or 'columns': where the peaks are in text tables and .mtx files. Default: "
         "inferred from names or sizes.",
         rich_help_panel=INPUT,
     ),
