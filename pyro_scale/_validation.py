@@ -30,6 +30,7 @@ __all__ = [
     "check_number",
     "check_path",
     "check_seed",
+    "listed",
     "named_layers",
 ]
 
@@ -162,6 +163,19 @@ def check_matrix(matrix: Any, where: str) -> None:
             f"{where} is a broken sparse matrix ({error}); build it again from rows, columns and "
             "values."
         ) from error
+
+
+def listed(names: Iterable[object], at_most: int = 10) -> str:
+    """Return the first names in one line, and how many more there are, for a message.
+
+    Examples
+    --------
+    >>> listed(["a", "b"]), listed(range(12), at_most=3), listed([])
+    ('a, b', '0, 1, 2 and 9 more', 'none')
+    """
+    shown = [str(name) for name in names]
+    more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
+    return (", ".join(shown[:at_most]) or "none") + more
 
 
 def named_layers(adata: AnnData) -> dict[str, Any]:

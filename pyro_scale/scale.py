@@ -22,6 +22,8 @@ from pyro_scale import inference, serialization
 from pyro_scale._locking import exclusive
 from pyro_scale.config import ModelConfig
 from pyro_scale.data import CountMatrix, batch_names
+from pyro_scale.data.backed import is_on_disk, view
+from pyro_scale.data.peak_names import style_advice
 from pyro_scale.exceptions import (
     BusyError,
     DataError,
@@ -361,17 +363,23 @@ class SCALE:
         if named and not adata.var_names.equals(self.peak_names):
             missing = self.peak_names.difference(adata.var_names)
             if len(missing):
+                advice = style_advice(self.peak_names, adata.var_names) or (
+                    "Give cells with the same peaks, or fill them with "
+                    "pyro_scale.preprocessing.match_peaks(adata, model.peak_names)."
+                )
                 raise DataError(
                     f"{len(missing)} of the model's {len(self.peak_names)} peaks are not in the "
-                    f"AnnData (the first is {missing[0]!r}); give cells with the same peaks, or "
-                    "fill them with pyro_scale.preprocessing.match_peaks(adata, model.peak_names)."
+                    f"AnnData (the first is {missing[0]!r}, and its first is "
+                    f"{adata.var_names[0] if adata.n_vars else None!r}). {advice}"
                 )
-            layer = self.config.layer
-            x = adata.X if layer is None else adata.layers.get(layer)
-            validation.check_matrix(x, "the matrix")
+            if not is_on_disk(adata):
+                layer = self.config.layer
+                x = adata.X if layer is None else adata.layers.get(layer)
+                validation.check_matrix(x, "the matrix")
             extra = adata.n_vars - len(self.peak_names)
             logger.info("peaks matched by name: reordered, %d others left out.", extra)
-            adata = adata[:, self.peak_names]
+            at = adata.var_names.get_indexer(self.peak_names)
+            adata = view(adata, slice(None), at)
         return self._read(adata)
 
     def get_latent_representation(

@@ -52,12 +52,22 @@ def check_inputs(files: Sequence[str]) -> None:
 
 
 def read_cells(
-    files: Sequence[str], *, peaks: str | None, batch_key: str | None, join: str = "inner"
+    files: Sequence[str],
+    *,
+    peaks: str | None,
+    batch_key: str | None,
+    join: str = "inner",
+    peak_style: str | None = None,
 ) -> AnnData:
     """Read one or several files as one AnnData, and print its size."""
     check_inputs(files)
-    path = files[0] if len(files) == 1 else list(files)
-    adata = read(path, peaks=peaks, batch_key=batch_key or "batch", join=join)  # type: ignore[arg-type]  # read checks it
+    adata = read(
+        files[0] if len(files) == 1 else list(files),
+        peaks=peaks,  # type: ignore[arg-type]  # read checks it
+        batch_key=batch_key or "batch",
+        join=join,  # type: ignore[arg-type]
+        peak_style=peak_style,  # type: ignore[arg-type]
+    )
     console.print(
         f"read {adata.n_obs} cells x {adata.n_vars} peaks from {', '.join(map(str, files))}",
         markup=False,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pyro_scale.data.peak_names import PEAK_STYLES
+
 __all__ = [
     "INPUT",
     "MODEL",
@@ -20,6 +22,7 @@ __all__ = [
     "Likelihood",
     "Out",
     "Overwrite",
+    "PeakStyleOption",
     "Peaks",
     "Seed",
     "join_width_options",
@@ -86,6 +89,15 @@ Peaks = Annotated[
         "--peaks",
         help="'rows' or 'columns': where the peaks are in text tables and .mtx files. Default: "
         "inferred from names or sizes.",
+        rich_help_panel=INPUT,
+    ),
+]
+PeakStyleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--peak-style",
+        help=f"Notation to bring the names of all peaks to: {', '.join(PEAK_STYLES)}. Default: "
+        "names as they are.",
         rich_help_panel=INPUT,
     ),
 ]

@@ -41,6 +41,7 @@ from pyro_scale.cli._options import (
     Out,
     Overwrite,
     Peaks,
+    PeakStyleOption,
     Seed,
     parse_widths,
 )
@@ -78,6 +79,7 @@ def run(
             rich_help_panel=INPUT,
         ),
     ] = "inner",
+    peak_style: PeakStyleOption = None,
     min_peaks: Annotated[
         float,
         Option(
@@ -314,7 +316,9 @@ def run(
             binary,
             seed=seed,
         )
-        adata = read_cells(paths, peaks=peaks, batch_key=batch_key, join=join)
+        adata = read_cells(
+            paths, peaks=peaks, batch_key=batch_key, join=join, peak_style=peak_style
+        )
         if pretrain is not None:
             _check_no_training_options(context)
             model, adata = _pretrained(pretrain, adata, layer)

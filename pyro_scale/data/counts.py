@@ -11,13 +11,19 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.abc import CSRDataset
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pyro_scale._validation import check_adata, check_bool, check_labels, check_matrix, named_layers
-from pyro_scale.data.backed import BackedMatrix, as_csr
-from pyro_scale.data.peak_names import looks_like_peaks
+from pyro_scale._validation import (
+    check_adata,
+    check_bool,
+    check_labels,
+    check_matrix,
+    listed,
+    named_layers,
+)
+from pyro_scale.data.backed import BackedMatrix, as_csr, find_on_disk
+from pyro_scale.data.peak_names import NOT_PEAKS, looks_like_genes, looks_like_peaks
 from pyro_scale.exceptions import DataError
 
 __all__ = ["CountMatrix", "batch_names", "iter_chunks", "select_matrix", "to_csr"]
@@ -104,15 +110,17 @@ class CountMatrix:
         x = to_csr(select_matrix(adata, layer))
         _check_names(adata)
         _check_sides(adata)
+        _check_features(adata)
         depth, open_p = (
             np.zeros(adata.n_obs, dtype=np.float32),
             np.zeros(adata.n_vars, dtype=np.int64),
         )
-        n_above = 0
+        n_above = n_odd = 0
         for cells, part in iter_chunks(x):
             names = adata.obs_names[cells]
             _check_values(part, names, "X" if layer is None else f"layers[{layer!r}]")
             n_above += int((part.data > 1).sum())
+            n_odd += int((part.data % 2 == 1).sum())
             if binary:
                 part.data[:] = 1  # changes x in memory; x on disk sets ones as it is read, below
             depth[cells] = np.asarray(part.sum(1)).ravel()
@@ -120,6 +128,8 @@ class CountMatrix:
         if binary and n_above:
             percent = 100 * n_above / open_p.sum()
             logger.info("%.1f %% of the open peaks have counts above one; set to one.", percent)
+        if not binary:
+            _warn_of_reads(n_above, n_odd)
         if isinstance(x, BackedMatrix):
             logger.info("the matrix stays on disk and is read in blocks of consecutive cells.")
             x.binary = binary
@@ -189,7 +199,7 @@ def batch_names(adata: AnnData, batch_key: str) -> tuple[str, ...]:
     if batch_key not in adata.obs:
         raise DataError(
             f"batch_key={batch_key!r} is not a column of adata.obs; the columns are: "
-            f"{', '.join(map(str, adata.obs.columns)) or 'none'}."
+            f"{listed(adata.obs.columns)}."
         )
     missing = adata.obs[batch_key].isna().to_numpy()
     if missing.any():
@@ -208,13 +218,13 @@ def _batch_codes(
     if unknown := sorted(set(present) - set(known)):
         raise DataError(
             f"batch {unknown[0]!r} of adata.obs[{batch_key!r}] is unknown to the model, which was "
-            f"trained on {', '.join(known)}."
+            f"trained on {listed(known)}."
         )
     return pd.Index(known).get_indexer(adata.obs[batch_key].astype(str)).astype(np.int64)
 
 
 def select_matrix(adata: AnnData, layer: str | None) -> Any:
-    """Return ``adata.X``, or the layer of the given name.
+    """Return ``adata.X``, or the layer of the given name; a CSR matrix on disk stays there.
 
     Raises
     ------
@@ -231,17 +241,19 @@ def select_matrix(adata: AnnData, layer: str | None) -> Any:
             f"the AnnData has {adata.n_obs} cells and {adata.n_vars} peaks; at least one of "
             "each is needed."
         )
+    if (on_disk := find_on_disk(adata, layer)) is not None:
+        return on_disk
     if layer is None:
         if adata.X is None:
             raise DataError(
                 "adata.X is empty; give the name of the layer with the counts as layer=. "
-                f"The layers are: {', '.join(named_layers(adata)) or 'none'}."
+                f"The layers are: {listed(named_layers(adata))}."
             )
         return adata.X
     if layer not in adata.layers:
         raise DataError(
             f"layer={layer!r} is not in adata.layers; the layers are: "
-            f"{', '.join(named_layers(adata)) or 'none'} (leave layer out to use adata.X)."
+            f"{listed(named_layers(adata))} (leave layer out to use adata.X)."
         )
     return adata.layers[layer]
 
@@ -265,14 +277,16 @@ def to_csr(x: Any) -> sparse.csr_matrix | BackedMatrix:
     DataError
         If the values are not real numbers, or the indices are inconsistent.
     """
-    if isinstance(x, CSRDataset) and x.dtype.kind in "biuf":
-        return BackedMatrix(x)
+    if isinstance(x, BackedMatrix):
+        return x
     if hasattr(x, "to_memory"):
         x = x.to_memory()
     check_matrix(x, "the matrix")
     if not sparse.issparse(x):
         logger.info("the matrix is dense; it is converted to a sparse copy.")
     matrix: Any = x if sparse.issparse(x) else np.asarray(x)
+    if matrix.dtype == np.float16:  # scipy.sparse has no float16
+        matrix = matrix.astype(np.float32)
     return as_csr(matrix)
 
 
@@ -284,6 +298,11 @@ def _check_names(adata: AnnData) -> None:
         # Not is_unique, which would keep a hash table of all names in memory.
         repeated = names[names.duplicated()]
         if len(repeated):
+            if what == "peak" and len(names) - len(repeated) < len(names) / 10:
+                raise DataError(
+                    f"{len(names)} peaks have {len(names) - len(repeated)} names (the first is "
+                    f"{repeated[0]!r}); expected a name for each peak, such as chr1:100-200."
+                )
             raise DataError(
                 f"{len(repeated)} {what} names are repeated (the first is {repeated[0]!r}); "
                 f"call adata.{mend}() first."
@@ -296,10 +315,52 @@ def _check_sides(adata: AnnData) -> None:
     They do if the cells, but not the peaks, are named like regions of a genome.
     """
     cells, peaks = adata.obs_names[:100].astype(str), adata.var_names[:100].astype(str)
+    titles = set(cells[:20].str.lower())
+    if {"start", "end"} <= titles:
+        raise DataError(
+            "two cells are named Start and End: these are the coordinates of the peaks, in columns "
+            "of a table. Remove them, and name the peaks by them (pyro_scale.read does)."
+        )
     if looks_like_peaks(cells) and not looks_like_peaks(peaks):
         raise DataError(
             f"the cells are named like regions of a genome (the first is {cells[0]!r}) and the "
             f"peaks are not ({peaks[0]!r}): transpose the AnnData with adata.T."
+        )
+
+
+def _check_features(adata: AnnData) -> None:
+    """Raise an error if features are known not to be peaks; warn if they are named like genes."""
+    peaks = adata.var_names[:100].astype(str)
+    if "feature_types" in adata.var:
+        types = adata.var["feature_types"].astype(str)
+        others = types.isin(NOT_PEAKS).to_numpy()
+        if others.any() and not looks_like_peaks(adata.var_names[others][:100].astype(str)):
+            raise DataError(
+                f"{int(others.sum())} of {adata.n_vars} features are no peaks but "
+                f"{listed(sorted(set(types[others])))} (the first is "
+                f"{adata.var_names[others.argmax()]!r}); keep the peaks with "
+                "adata[:, adata.var['feature_types'] == 'Peaks'], or delete "
+                "var['feature_types'] if these are counts of accessibility."
+            )
+    if looks_like_genes(peaks):
+        logger.warning(
+            "the peaks are named like genes (the first is %r): the models of this package are for "
+            "the peaks of single-cell ATAC-seq.",
+            peaks[0],
+        )
+
+
+def _warn_of_reads(n_above: int, n_odd: int) -> None:
+    """Warn of counts that are no Poisson counts: all even, as of reads, or none above one."""
+    if not n_above:
+        logger.warning(
+            'all counts are 0 or 1, so a Poisson likelihood does not fit; use "bernoulli", or give '
+            "the counts before they were set to one."
+        )
+    elif not n_odd:
+        logger.warning(
+            "all counts are even, as counts of reads are, two per fragment; a Poisson likelihood "
+            "fits counts of fragments: pyro_scale.pp.reads_to_fragments(adata)."
         )
 
 

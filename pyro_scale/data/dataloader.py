@@ -152,7 +152,7 @@ def loader(
         resumes.
     part
         Index i and number k of the processes that share each minibatch: this loader yields the i-th
-        of k parts. Ignored for cells on disk, which scDataset divides among the processes.
+        of k parts. Cells on disk are not shared: each process that calls this reads all of them.
     pin_memory
         Copy minibatches into pinned memory, for asynchronous transfer to a GPU.
 
@@ -185,6 +185,8 @@ def loader(
             batch_size,
             fetch_factor=1 if seed is None else _BLOCK,
             seed=(seed or 0) + 1000 * epoch,  # scDataset adds 1000 times the number of its passes
+            rank=0,  # otherwise it asks torch.distributed, also long after training
+            world_size=1,
             batch_callback=_take,
         )
         return DataLoader(

@@ -1,13 +1,35 @@
-"""Recognition of peak names, which are regions of a genome, such as ``chr1:100-200``."""
+"""Peak names, which are regions of a genome, such as ``chr1:100-200``, and their notations."""
 
 from __future__ import annotations
 
 import re
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["looks_like_peaks"]
+__all__ = [
+    "NOT_PEAKS",
+    "PEAK_STYLES",
+    "PeakStyle",
+    "formatted",
+    "looks_like_genes",
+    "looks_like_peaks",
+    "style_advice",
+]
+
+PeakStyle = Literal["chr:start-end", "chr-start-end", "chr_start_end", "chr.start.end"]
+"""Notation of a peak's name: that of 10x, Signac, BED files read by this package, or R."""
+PEAK_STYLES: dict[str, str] = {style: style[3] + style[9] for style in get_args(PeakStyle)}
+"""The two separators of each notation."""
+
+NOT_PEAKS = frozenset(
+    {
+        *("Gene Expression", "Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture"),
+        *("Antigen Capture", "Custom"),
+    }
+)
+"""Types of features, as Cell Ranger names them, that are no peaks."""
 
 _REGION = re.compile(
     r"\S+:\d+-\d+"  # any chromosome, in the notation of 10x
@@ -29,3 +51,59 @@ def looks_like_peaks(names: pd.Index) -> bool:
     False
     """
     return bool(np.mean([_REGION.match(name) is not None for name in names]) > 0.5)
+
+
+_GENE = re.compile(r"ENS[A-Z]{0,4}G\d{6,}")
+
+
+def looks_like_genes(names: pd.Index) -> bool:
+    """Return whether more than half of the names are Ensembl ids of genes.
+
+    Examples
+    --------
+    >>> looks_like_genes(pd.Index(["ENSG00000243485", "ENSMUSG00000051951"]))
+    True
+    """
+    return bool(np.mean([_GENE.match(name) is not None for name in names]) > 0.5)
+
+
+_PARTS = re.compile(r"(.+)[:\-_.](\d+)[\-_.](\d+)")
+
+
+def formatted(names: pd.Index, style: str) -> pd.Index:
+    """Return the names in a notation of :data:`PEAK_STYLES`; names of no region are kept.
+
+    Examples
+    --------
+    >>> names = pd.Index(["chr1:100-200", "chr1-300-400", "chrUn_KI270742v1_5_9", "chrX.1.2", "a"])
+    >>> formatted(names, "chr:start-end").tolist()
+    ['chr1:100-200', 'chr1:300-400', 'chrUn_KI270742v1:5-9', 'chrX:1-2', 'a']
+    """
+    first, second = tuple(PEAK_STYLES[style])
+
+    def one(name: str) -> str:
+        found = _PARTS.fullmatch(name)
+        return name if found is None else f"{found[1]}{first}{found[2]}{second}{found[3]}"
+
+    return pd.Index([one(str(name)) for name in names], dtype=object)
+
+
+def style_advice(wanted: pd.Index, found: pd.Index) -> str:
+    """Return what to do if ``found`` has names of ``wanted`` in another notation, else nothing.
+
+    Examples
+    --------
+    >>> style_advice(pd.Index(["chr1:100-200"]), pd.Index(["chr1_100_200", "chr1_5_9"]))
+    'The notations differ: pyro_scale.pp.format_peak_names(adata, "chr:start-end") first.'
+    >>> style_advice(pd.Index(["chr1:100-200"]), pd.Index(["chr2_100_200"]))
+    ''
+    """
+    for style in PEAK_STYLES:
+        if wanted.equals(formatted(wanted, style)):
+            if wanted.isin(formatted(found, style)).sum() > wanted.isin(found).sum():
+                return (
+                    "The notations differ: pyro_scale.pp.format_peak_names(adata, "
+                    f'"{style}") first.'
+                )
+            break
+    return ""

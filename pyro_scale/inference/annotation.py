@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_scale._validation import check_bool
+from pyro_scale.data.backed import load
 from pyro_scale.inference.accessibility import check_size, expected
 from pyro_scale.inference.imputation import binary_accessibility
 from pyro_scale.inference.posterior import Posterior
@@ -39,7 +40,7 @@ def annotate(
         obs, var = pd.DataFrame(index=counts.obs_names), pd.DataFrame(index=counts.var_names)
         result = AnnData(None if counts.is_backed else counts.read().copy(), obs=obs, var=var)
     else:
-        result = adata.to_memory() if adata.isbacked else adata.copy()
+        result = load(adata)
     if (imputed or binary) and not result.var_names.equals(counts.var_names):
         result = result[:, counts.var_names].copy()  # the layers have the model's peaks
     q_c_nk = posterior.responsibilities()

@@ -6,10 +6,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from pyro_scale._validation import check_bool
-from pyro_scale.data.backed import BackedMatrix
+from pyro_scale.data.backed import BackedMatrix, is_on_disk, load, view
 from pyro_scale.data.counts import select_matrix, to_csr
 
-__all__ = ["in_memory", "matrix", "replaced", "subset"]
+__all__ = ["copied", "in_memory", "matrix", "replaced", "subset"]
 
 
 def matrix(adata: AnnData, layer: str | None) -> sparse.csr_matrix | BackedMatrix:
@@ -23,24 +23,30 @@ def in_memory(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
     return x.read() if isinstance(x, BackedMatrix) else x
 
 
-def subset(adata: AnnData, cells: object, peaks: object, *, inplace: bool) -> AnnData:
-    """Return a copy in memory of the selected cells and peaks.
+def copied(adata: AnnData) -> AnnData:
+    """Return a copy in memory; a file that ``adata`` is read from stays open."""
+    return load(adata)
 
-    If ``inplace``, ``adata`` itself is reduced to them and returned.
+
+def subset(adata: AnnData, cells: object, peaks: object, *, inplace: bool) -> AnnData:
+    """Return a copy of the selected cells and peaks, or a view if ``adata`` is on disk.
+
+    A view of cells on disk leaves the matrix there. If ``inplace``, ``adata`` itself is reduced to
+    the selection and returned.
     """
     check_bool("inplace", inplace)
-    view = adata[cells, peaks]
-    if view.isbacked:
+    selected = view(adata, cells, peaks)
+    if is_on_disk(adata):
         if inplace:
             raise ValueError(
                 "an AnnData on disk cannot be changed in place; leave out inplace=True."
             )
-        return view.to_memory()
+        return selected
     if inplace:
         adata._inplace_subset_obs(cells)  # used by scanpy too; there is no public method
         adata._inplace_subset_var(peaks)
         return adata
-    return view.copy()
+    return selected.copy()
 
 
 def replaced(adata: AnnData, layer: str | None, x: sparse.csr_matrix, *, inplace: bool) -> AnnData:
@@ -49,9 +55,9 @@ def replaced(adata: AnnData, layer: str | None, x: sparse.csr_matrix, *, inplace
     ``x`` replaces ``X`` if ``layer`` is None, otherwise the layer.
     """
     check_bool("inplace", inplace)
-    if adata.isbacked:
-        raise ValueError("the AnnData is on disk; read it into memory with adata.to_memory().")
-    result = adata if inplace else adata.copy()
+    if inplace and is_on_disk(adata):
+        raise ValueError("an AnnData on disk cannot be changed in place; leave out inplace=True.")
+    result = adata if inplace else copied(adata)
     if layer is None:
         result.X = x
     else:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from pyro_scale._validation import check_bool, check_int
+from pyro_scale.data.backed import BackedMatrix, is_on_disk
 from pyro_scale.data.counts import iter_chunks
 from pyro_scale.exceptions import DataError
-from pyro_scale.preprocessing._copies import in_memory, matrix, subset
+from pyro_scale.preprocessing._copies import matrix, subset
 
 __all__ = ["filter_cells", "filter_peaks", "select_variable_peaks"]
 
@@ -77,7 +78,8 @@ def filter_cells(
     Returns
     -------
     AnnData
-        The cells that are kept, as a copy; ``adata`` itself if ``inplace``.
+        The cells that are kept, as a copy (a view if they are on disk); ``adata`` itself if
+        ``inplace``.
 
     Raises
     ------
@@ -129,7 +131,8 @@ def filter_peaks(
     Returns
     -------
     AnnData
-        The cells with the peaks that are kept, as a copy; ``adata`` itself if ``inplace``.
+        The cells with the peaks that are kept, as a copy (a view if they are on disk); ``adata``
+        itself if ``inplace``.
 
     Raises
     ------
@@ -167,7 +170,7 @@ def select_variable_peaks(
               (s_n - x_{np}) \log\frac{s_n - x_{np}}{s_n (1 - \pi_p)}
 
     The kept peaks stay in their original order, and :math:`D_p` is written to
-    ``var["deviance"]``.
+    ``var["deviance"]``, unless the cells are on disk.
 
     Parameters
     ----------
@@ -183,7 +186,8 @@ def select_variable_peaks(
     Returns
     -------
     AnnData
-        The cells with the peaks that are kept, as a copy; ``adata`` itself if ``inplace``.
+        The cells with the peaks that are kept, as a copy (a view if they are on disk); ``adata``
+        itself if ``inplace``.
 
     References
     ----------
@@ -199,36 +203,41 @@ def select_variable_peaks(
     """
     check_int("n_peaks", n_peaks)
     check_bool("inplace", inplace)
-    deviance_p = _deviance(in_memory(adata, layer))
+    deviance_p = _deviance(matrix(adata, layer))
     best = np.argsort(-deviance_p, kind="stable")[:n_peaks]
     keep = np.sort(best)
     logger.info("kept the %d of %d peaks with the largest deviance", len(keep), adata.n_vars)
     result = subset(adata, slice(None), keep, inplace=inplace)
-    result.var["deviance"] = deviance_p[keep]
+    if not is_on_disk(adata):  # a view of cells on disk has the columns of the file
+        result.var["deviance"] = deviance_p[keep]
     return result
 
 
-def _deviance(x: sparse.csr_matrix) -> NDArray[np.float64]:
+def _deviance(x: sparse.csr_matrix | BackedMatrix) -> NDArray[np.float64]:
     """Return the binomial deviance of each peak, computed from the non-zero entries only.
 
     An entry of zero contributes s_n log(1 / (1 - pi_p)) to the sum over cells. This contribution is
-    summed as if all entries were zero, and a correction is added for each non-zero entry.
+    summed as if all entries were zero, and a correction is added for each non-zero entry. The
+    matrix is read twice, in blocks if it is on disk.
     """
-    depth_n = np.asarray(x.sum(1), dtype=np.float64).ravel()
-    total_p = np.asarray(x.sum(0), dtype=np.float64).ravel()
-    pi_p = total_p / max(depth_n.sum(), 1)
+    total_p, correction_p = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for _, part in iter_chunks(x):
+        total_p += np.asarray(part.sum(0), dtype=np.float64).ravel()
+    pi_p = total_p / max(total_p.sum(), 1)
     log_rest_p = np.log1p(-np.minimum(pi_p, 1 - 1e-12))
-    row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
-    count, depth, pi, log_rest = (
-        x.data.astype(np.float64),
-        depth_n[row],
-        pi_p[x.indices],
-        log_rest_p[x.indices],
-    )
-    rest = depth - count
-    log_rest_ratio = np.log(np.maximum(rest, 1) / depth)
-    term = count * np.log(count / (depth * pi)) + rest * (log_rest_ratio - log_rest)
-    term += depth * log_rest  # removes the term of a zero, which the sum below has for all cells
-    correction_p = np.bincount(x.indices, term, minlength=x.shape[1])
-    deviance_p: NDArray[np.float64] = 2 * (correction_p - depth_n.sum() * log_rest_p)
+    for _, part in iter_chunks(x):
+        depth_n = np.asarray(part.sum(1), dtype=np.float64).ravel()
+        row = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
+        count, depth, pi, log_rest = (
+            part.data.astype(np.float64),
+            depth_n[row],
+            pi_p[part.indices],
+            log_rest_p[part.indices],
+        )
+        rest = depth - count
+        log_rest_ratio = np.log(np.maximum(rest, 1) / depth)
+        term = count * np.log(count / (depth * pi)) + rest * (log_rest_ratio - log_rest)
+        term += depth * log_rest  # removes the term of a zero, which the sum below has
+        correction_p += np.bincount(part.indices, term, minlength=x.shape[1])
+    deviance_p: NDArray[np.float64] = 2 * (correction_p - total_p.sum() * log_rest_p)
     return deviance_p

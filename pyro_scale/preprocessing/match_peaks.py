@@ -11,6 +11,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from pyro_scale._validation import check_adata, check_labels, check_matrix, named_layers
+from pyro_scale.data.backed import is_on_disk, load, view
+from pyro_scale.data.peak_names import style_advice
 from pyro_scale.exceptions import DataError
 
 __all__ = ["match_peaks"]
@@ -35,7 +37,8 @@ def match_peaks(adata: AnnData, peak_names: pd.Index | list[str]) -> AnnData:
     Returns
     -------
     AnnData
-        New cells x the model's peaks, with CSR ``X`` and layers.
+        New cells x the model's peaks, with CSR ``X`` and layers. If the cells are on disk and no
+        peak is missing, a view, which leaves the matrix there.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def match_peaks(adata: AnnData, peak_names: pd.Index | list[str]) -> AnnData:
         raise DataError(
             f"none of the model's {len(names)} peaks (the first is {names[0]!r}) is among the "
             f"{adata.n_vars} peaks of the cells (the first is {adata.var_names[0]!r}); names must "
-            "be identical to match: rename adata.var_names to the model's notation."
+            f"be identical to match. {style_advice(names, adata.var_names)}"
         )
     n_missing, n_unknown = int((~found).sum()), adata.n_vars - int(found.sum())
     if n_missing:
@@ -79,13 +82,18 @@ def match_peaks(adata: AnnData, peak_names: pd.Index | list[str]) -> AnnData:
         logger.info(
             "%d of %d peaks are not in the model and are left out.", n_unknown, adata.n_vars
         )
-    for where, x in (
-        ("X", adata.X),
-        *((f"layers[{k!r}]", x) for k, x in named_layers(adata).items()),
-    ):
-        check_matrix(x, where)
-    part = adata[:, at[found]]
-    part = part.to_memory() if part.isbacked else part
+    if is_on_disk(adata):
+        if not n_missing:
+            return view(adata, slice(None), at)
+        logger.info("the cells are read into memory, so that the missing peaks can be filled.")
+    else:
+        for where, x in (
+            ("X", adata.X),
+            *((f"layers[{k!r}]", x) for k, x in named_layers(adata).items()),
+        ):
+            check_matrix(x, where)
+    part = view(adata, slice(None), at[found])
+    part = load(part) if is_on_disk(adata) else part
 
     def to_model_peaks(x: Any) -> sparse.csr_matrix:
         half = x.dtype == np.float16  # scipy.sparse has no float16

@@ -1,13 +1,20 @@
-"""Transforms of the accessibility matrix: binarize, log1p, TF-IDF."""
+"""Transforms of the accessibility matrix: binarize, fragments, log1p, TF-IDF; peak names."""
 
 from __future__ import annotations
+
+import logging
 
 import numpy as np
 from anndata import AnnData
 
-from pyro_scale.preprocessing._copies import in_memory, replaced
+from pyro_scale._validation import check_adata, check_bool, check_choice, listed
+from pyro_scale.data.peak_names import PEAK_STYLES, PeakStyle, formatted
+from pyro_scale.exceptions import DataError
+from pyro_scale.preprocessing._copies import copied, in_memory, replaced
 
-__all__ = ["binarize", "log_transform", "tf_idf"]
+__all__ = ["binarize", "format_peak_names", "log_transform", "reads_to_fragments", "tf_idf"]
+
+logger = logging.getLogger(__name__)
 
 
 def binarize(adata: AnnData, *, layer: str | None = None, inplace: bool = False) -> AnnData:
@@ -38,6 +45,100 @@ def binarize(adata: AnnData, *, layer: str | None = None, inplace: bool = False)
     x = in_memory(adata, layer)
     x.data[:] = 1
     return replaced(adata, layer, x, inplace=inplace)
+
+
+def reads_to_fragments(
+    adata: AnnData, *, layer: str | None = None, inplace: bool = False
+) -> AnnData:
+    """Convert counts of reads to counts of fragments: half of each count, rounded up.
+
+    The two ends of a fragment are two reads, so that counts of reads are mostly even and no Poisson
+    counts; those of fragments nearly are.
+
+    Parameters
+    ----------
+    adata
+        Cells x peaks, counts of reads (as in the matrices of Cell Ranger ATAC).
+    layer
+        Layer to transform; None transforms ``X``.
+    inplace
+        Whether to modify ``adata`` itself instead of a copy.
+
+    Returns
+    -------
+    AnnData
+        The transformed copy; ``adata`` itself if ``inplace``.
+
+    References
+    ----------
+    Martens et al. 2024, *Modeling fragment counts improves single-cell ATAC-seq analysis*, Nature
+    Methods 21:28-31, doi:10.1038/s41592-023-02112-6.
+
+    Examples
+    --------
+    >>> reads = adata.copy()
+    >>> reads.X.data[:4] = [1, 2, 3, 4]
+    >>> ps.pp.reads_to_fragments(reads).X.data[:4].tolist()
+    [1.0, 1.0, 2.0, 2.0]
+    """
+    x = in_memory(adata, layer)
+    x.data = np.ceil(x.data / 2)
+    return replaced(adata, layer, x, inplace=inplace)
+
+
+def format_peak_names(
+    adata: AnnData, peak_style: PeakStyle = "chr:start-end", *, inplace: bool = False
+) -> AnnData:
+    """Bring the names of the peaks to one notation.
+
+    Tools write a region of a genome as ``chr1:100-200`` (10x), ``chr1-100-200`` (Signac),
+    ``chr1_100_200`` or, after R's ``make.names``, ``chr1.100.200``. Peaks are matched by name, so
+    the cells of two tools can be joined only in one notation.
+
+    Parameters
+    ----------
+    adata
+        Cells x peaks.
+    peak_style
+        ``"chr:start-end"``, ``"chr-start-end"``, ``"chr_start_end"`` or ``"chr.start.end"``.
+    inplace
+        Whether to modify ``adata`` itself instead of a copy.
+
+    Returns
+    -------
+    AnnData
+        The copy with the new names; ``adata`` itself if ``inplace``.
+
+    Raises
+    ------
+    DataError
+        If no name is a region of a genome, or two peaks would have the same name.
+
+    Examples
+    --------
+    >>> cells = adata.copy()
+    >>> cells.var_names = [f"chr1_{100 * peak}_{100 * peak + 50}" for peak in range(60)]
+    >>> ps.pp.format_peak_names(cells).var_names[1]
+    'chr1:100-150'
+    """
+    check_adata(adata)
+    check_choice("peak_style", peak_style, PEAK_STYLES)
+    check_bool("inplace", inplace)
+    names = formatted(adata.var_names, peak_style)
+    other = next(style for style in PEAK_STYLES if style != peak_style)
+    n_regions = int((names != formatted(adata.var_names, other)).sum())
+    if not n_regions:
+        raise DataError(
+            f"no peak is named like a region of a genome (the first is {adata.var_names[0]!r}); "
+            f"expected one of {listed(PEAK_STYLES)}."
+        )
+    if names.nunique() < adata.var_names.nunique():
+        repeated = names[names.duplicated()][0]
+        raise DataError(f"two peaks would be named {repeated!r}; remove one of them first.")
+    logger.info("%d of %d peak names are brought to %s", n_regions, len(names), peak_style)
+    result = adata if inplace else copied(adata)
+    result.var_names = names
+    return result
 
 
 def log_transform(adata: AnnData, *, layer: str | None = None, inplace: bool = False) -> AnnData:

@@ -136,12 +136,68 @@ def test_cells_on_disk_are_checked_as_those_in_memory(is_backed, tmp_path, value
         CountMatrix.from_anndata(ad.read_h5ad(tmp_path / "bad.h5ad", backed="r"))
 
 
-def test_filters_read_cells_on_disk(is_backed):
+FILTERS = {
+    "peaks": lambda a: ps.pp.filter_peaks(a, min_cells=15),
+    "cells": lambda a: ps.pp.filter_cells(a, min_peaks=30),
+    "variable peaks": lambda a: ps.pp.select_variable_peaks(a, 50),
+    "matched peaks": lambda a: ps.pp.match_peaks(a, list(a.var_names[:3:-1])),
+    "twice": lambda a: ps.pp.filter_peaks(ps.pp.filter_cells(a, min_peaks=30), min_cells=15),
+}
+
+
+@pytest.mark.parametrize("step", FILTERS.values(), ids=FILTERS)
+def test_filters_leave_cells_on_disk_and_the_file_open(step, is_backed, caplog):
     memory, disk = is_backed
-    for step in (
-        lambda a: ps.pp.filter_peaks(a, min_cells=15),
-        lambda a: ps.pp.filter_cells(a, min_peaks=30),
-    ):
-        one, other = step(disk), step(memory)
-        assert one.var_names.equals(other.var_names)
-        assert one.obs_names.equals(other.obs_names)
+    model = ps.SCALE(disk, 3, n_latent=3, hidden=(16,))
+    model.train(1, progress_bar=False)
+    one, other = step(disk), step(memory)
+    assert one.var_names.equals(other.var_names)
+    assert one.obs_names.equals(other.obs_names)
+    counts, expected = (CountMatrix.from_anndata(a, binary=False) for a in (one, other))
+    assert counts.is_backed
+    assert not expected.is_backed
+    for cells in (slice(None), [5, 0, 30]):
+        assert not (counts[cells].read() != expected[cells].read()).nnz
+    if disk.isbacked:
+        assert disk.file.is_open
+    assert model.get_latent_representation().shape == (150, 3)
+    assert ps.SCALE(one, 3, hidden=(4,)).counts().is_backed
+
+
+def test_an_annotated_copy_and_new_peaks_leave_the_file_open(is_backed):
+    memory, disk = is_backed
+    model = ps.SCALE(disk, 3, n_latent=3, hidden=(16,))
+    model.train(1, progress_bar=False)
+    for cells in (disk, disk[10:60]):
+        result = model.to_anndata(cells)
+        assert not result.isbacked
+        assert isinstance(result.X, sp.csr_matrix)
+        assert not (result.X != memory[cells.obs_names].X).nnz
+        assert result.obs["scale_cluster"].notna().all()
+    filled = ps.pp.match_peaks(disk[:, 5:], model.peak_names)
+    assert filled.X[:, :5].nnz == 0
+    assert not (filled.X[:, 5:] != memory.X[:, 5:]).nnz
+    assert model.get_latent_representation(disk[::2]).shape == (75, 3)
+    assert model.get_latent_representation().shape == (150, 3)
+
+
+def test_a_file_that_the_user_closes_is_named(tmp_path):
+    ps.simulate(n_cells=150, n_peaks=300, density=0.1).write_h5ad(tmp_path / "cells.h5ad")
+    disk = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    model = ps.SCALE(disk, 3, n_latent=3, hidden=(16,))
+    model.train(1, progress_bar=False)
+    disk.file.close()
+    with pytest.raises(DataError, match="has been closed: open it again") as told:
+        model.get_latent_representation()
+    assert "damaged" not in str(told.value)
+    assert model.get_latent_representation(disk).shape == (150, 3)  # anndata opens it again
+
+
+def test_every_cell_is_read_in_a_process_that_has_trained_with_others(is_backed, monkeypatch):
+    """torch.distributed stays initialized after training on several devices."""
+    for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    counts = CountMatrix.from_anndata(is_backed[1])
+    for batch_size in (16, 150):
+        assert sum(cells.n_cells for cells in loader(counts, batch_size)) == 150
+        assert sum(cells.n_cells for cells in loader(counts, batch_size, seed=0)) == 150

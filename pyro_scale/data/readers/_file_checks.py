@@ -133,6 +133,8 @@ def check_arrays(root: Any, path: Path) -> None:
     for name, group in _groups(root, path.name):
         _check_types(group, name)
         for key, array in _arrays(group, name):
+            if array.shape is None:  # a null dataspace, which stands for None
+                continue
             claimed = int(np.prod(array.shape, dtype=object)) * array.dtype.itemsize
             if claimed > max(_MOST, _MOST_PACKED * n_bytes):
                 raise DataError(

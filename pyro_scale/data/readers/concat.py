@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 from anndata import AnnData
 
+from pyro_scale._validation import listed, named_layers
+from pyro_scale.data.peak_names import PEAK_STYLES, formatted
 from pyro_scale.data.readers.paths import modality_of, stem_and_kind
 from pyro_scale.exceptions import DataError
 
 __all__ = ["concatenate", "names_of_files"]
 
 logger = logging.getLogger(__name__)
+
+_ANY_STYLE = "chr:start-end"  # in which names of all notations are compared
 
 
 def names_of_files(paths: Sequence[Path]) -> list[str]:
@@ -65,7 +71,8 @@ def concatenate(
     Raises
     ------
     DataError
-        If a part has no ``X`` or has a peak twice, or an inner join leaves no peak.
+        If a part has no ``X`` or has a peak twice, an inner join leaves no peak, or the parts write
+        the same peaks in different notations.
     """
     for part, name in zip(parts, names, strict=True):
         if part.X is None:
@@ -90,23 +97,78 @@ def concatenate(
             n_clashes,
             batch_key,
         )
-    result = anndata.concat(
-        dict(zip(names, parts, strict=True)),
-        join=join,
-        label=batch_key,
-        merge="same",
-        index_unique="-" if n_clashes else None,
-    )
+    _check_notations(parts, names, join)
+    with warnings.catch_warnings():  # _report_losses says it for all parts of an AnnData
+        warnings.filterwarnings("ignore", message="Only some AnnData objects have `.raw`")
+        result = anndata.concat(
+            dict(zip(names, parts, strict=True)),
+            join=join,
+            label=batch_key,
+            merge="same",
+            index_unique="-" if n_clashes else None,
+        )
     if not result.n_vars:
-        firsts = [next(iter(part.var_names), None) for part in parts]
-        first = ", ".join(f"{p!r} in {n}" for p, n in zip(firsts, names, strict=True))
         raise DataError(
-            f"the files have no peak in common (the first is {first}); names must be identical "
+            f"the files have no peak in common ({_firsts(parts, names)}); names must be identical "
             'to match. Count all cells over one set of peaks, or give join="outer".'
         )
     for part, name in zip(parts, names, strict=True):
         _report(part.n_vars, result.n_vars, name, join)
+        _report_losses(part, result, name)
+    if result.var_names.str.isdigit().all():
+        logger.warning(
+            "the peaks of all files are named by numbers (the first is %r), so they are matched by "
+            "their number: make sure that the files have the same peaks in the same order.",
+            result.var_names[0],
+        )
     return result
+
+
+def _firsts(parts: Sequence[AnnData], names: Sequence[str]) -> str:
+    """Return the first peak of each part, for a message."""
+    firsts = [next(iter(part.var_names), None) for part in parts]
+    pairs = [f"{peak!r} in {name}" for peak, name in zip(firsts, names, strict=True)]
+    return f"the first is {listed(pairs)}"
+
+
+def _check_notations(parts: Sequence[AnnData], names: Sequence[str], join: str) -> None:
+    """Raise an error if a part has no peak in common with the first, except in another notation."""
+    first = parts[0].var_names
+    for part in parts[1:]:
+        if len(first.intersection(part.var_names)):
+            continue
+        same = [formatted(index, _ANY_STYLE) for index in (first, part.var_names)]
+        n_same = len(same[0].intersection(same[1]))
+        if n_same:
+            raise DataError(
+                f"the files write the same peaks in different notations ({_firsts(parts, names)}); "
+                f'give peak_style="{_ANY_STYLE}" (--peak-style on the command line), or another of '
+                f"{listed(PEAK_STYLES)}, to bring them to one."
+            )
+        if join == "outer":
+            logger.warning(
+                "the files have no peak in common (%s): every cell is closed in all peaks of the "
+                "other files, and clusters will tell the files apart.",
+                _firsts(parts, names),
+            )
+            return
+
+
+def _report_losses(part: AnnData, joined: AnnData, name: str) -> None:
+    """Log what this part has besides its matrix and the joined cells do not."""
+    lost: dict[str, list[Any]] = {
+        key: [one for one in getattr(part, key) if one not in getattr(joined, key)]
+        for key in ("obs", "var", "obsm", "varm", "obsp", "uns")
+    }
+    lost["layers"] = [layer for layer in named_layers(part) if layer not in joined.layers]
+    lost["raw"] = ["raw"] if part.raw is not None and joined.raw is None else []
+    words = [f"{key} ({listed(each)})" for key, each in lost.items() if each]
+    if words:
+        logger.warning(
+            "%s: left out, as not every file has it, or its values differ: %s.",
+            name,
+            ", ".join(words),
+        )
 
 
 def _report(n_own: int, n_joined: int, name: str, join: str) -> None:

@@ -16,15 +16,33 @@ import zarr
 from anndata import AnnData
 from anndata.abc import CSRDataset
 
-from pyro_scale._validation import check_indices
+from pyro_scale._validation import check_indices, listed
+from pyro_scale.data.peak_names import NOT_PEAKS, looks_like_peaks
 from pyro_scale.data.readers._file_checks import check_arrays, check_heaps
 from pyro_scale.exceptions import DataError
 
-__all__ = ["only_peaks", "read_10x_h5", "read_h5ad", "read_h5mu", "read_zarr"]
+__all__ = ["hdf5_kind", "only_peaks", "read_10x_h5", "read_h5ad", "read_h5mu", "read_zarr"]
 
 logger = logging.getLogger(__name__)
 
 _BESIDE_X = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
+
+
+def hdf5_kind(path: Path, named: str) -> str:
+    """Return the extension that belongs to the content of an HDF5 file: .h5ad, .h5mu or .h5.
+
+    ``named`` is the extension of its name, which is returned if the content does not decide.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            keys = set(file)
+    except OSError:  # not HDF5; the reader says so
+        return named
+    if "mod" in keys:
+        return ".h5mu"
+    if {"obs", "var"} <= keys:
+        return ".h5ad"
+    return ".h5" if "matrix" in keys else named
 
 
 def read_h5ad(path: Path, *, backed: bool) -> AnnData:
@@ -54,8 +72,7 @@ def read_zarr(path: Path, *, backed: bool) -> AnnData:
 def read_10x_h5(path: Path) -> AnnData:
     """Read an HDF5 file of Cell Ranger (version 2 or 3).
 
-    Features are named by their ids, as in the Matrix Market files of Cell Ranger. If there are
-    several types of features, only those of type Peaks are kept.
+    Features are named by their ids, as in the Matrix Market files of Cell Ranger.
     """
     scanpy = _import_extra("scanpy", path)
     _check_hdf5(path)
@@ -64,7 +81,7 @@ def read_10x_h5(path: Path) -> AnnData:
         adata = scanpy.read_10x_h5(path, gex_only=False)
     check_indices(adata.X)  # scanpy does not check them
     adata.var_names = adata.var["gene_ids"].rename(None)
-    return only_peaks(adata, path)
+    return adata
 
 
 def read_h5mu(path: Path, modality: str | None) -> AnnData:
@@ -83,41 +100,53 @@ def read_h5mu(path: Path, modality: str | None) -> AnnData:
     if not chosen:
         wanted = "none is named atac or peaks" if modality is None else f"none is {modality!r}"
         raise DataError(
-            f"{path} has the modalities {', '.join(present) or '(none)'}, and {wanted}; append one "
+            f"{path} has the modalities {listed(present)}, and {wanted}; append one "
             f"to the path, as in {path}/{present[0] if present else 'atac'}."
         )
     return mudata.read_h5ad(path, chosen[0])
 
 
 def only_peaks(adata: AnnData, path: Path) -> AnnData:
-    """Keep the features of type Peaks if there are features of several types.
+    """Keep the features of type Peaks; the types are in ``var["feature_types"]``, if anywhere.
 
     Raises
     ------
     DataError
-        If there are several types, none of them Peaks.
+        If no feature is a peak: there are several types without Peaks among them, or one that is
+        known not to be peaks, and the names are not regions of a genome.
     """
-    if "feature_types" not in adata.var or adata.var["feature_types"].nunique() <= 1:
+    if "feature_types" not in adata.var:
         return adata
-    types = adata.var["feature_types"]
+    types = adata.var["feature_types"].astype(str)
     is_peak = (types == "Peaks").to_numpy()
+    if is_peak.all():
+        return adata
+    present = sorted(set(types))
     if not is_peak.any():
+        if len(present) == 1 and (
+            present[0] not in NOT_PEAKS or looks_like_peaks(adata.var_names[:100].astype(str))
+        ):
+            return adata
         raise DataError(
-            f"{path} has features of the types {', '.join(sorted(set(types)))}, none of them "
-            "Peaks; read the file yourself, select features, and pass the AnnData."
+            f"{path} has features of the types {listed(present)}, none of them Peaks; expected the "
+            "peaks of single-cell ATAC-seq. If these are peaks nevertheless, read the file "
+            "yourself, delete var['feature_types'], and pass the AnnData."
         )
-    others = ", ".join(sorted(set(types[~is_peak])))
     logger.warning(
         "%s: kept the %d Peaks; %d other features are left out (%s).",
         path,
         is_peak.sum(),
         (~is_peak).sum(),
-        others,
+        listed(sorted(set(types[~is_peak]))),
     )
     return adata[:, is_peak].copy()
 
 
 def _check_hdf5(path: Path) -> None:
+    if not h5py.is_hdf5(path):
+        size = path.stat().st_size
+        fault = "is no HDF5 file, whatever its name says" if size else "is empty (0 bytes)"
+        raise DataError(f"{path} {fault}; copy or download it again, or give the right file.")
     check_heaps(path)
     with h5py.File(path, "r") as file:
         check_arrays(file, path)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scipy import io, sparse
 
-from pyro_scale.data.readers.hdf5_zarr import only_peaks
-from pyro_scale.data.readers.paths import OPEN, holds, readable, stem_and_kind, warn_of_cut
+from pyro_scale.data.readers.names_files import read_cell_names, read_peak_names
+from pyro_scale.data.readers.paths import holds, open_bytes, readable, stem_and_kind, warn_of_cut
 from pyro_scale.exceptions import DataError
 
 __all__ = [
@@ -65,14 +67,16 @@ def read_matrix_market(path: Path, *, peaks: str | None = None) -> AnnData:
             (_PEAKS, {".bed", ".tsv", ".txt"}, "file of peak names (peaks.bed, features.tsv)"),
         )
     )
+    # Check the header's numbers first: mmread allocates memory for them before it reads.
+    with readable(matrix.path, "a Matrix Market file"), _positioned(matrix.path) as file:
+        n_rows, n_columns, n_entries, layout, field, _ = io.mminfo(_read_only(file))
+    shape = (n_rows, n_columns)
     with readable(cells.path, "cell names"):
-        obs = _cell_names(cells.path)
+        obs = read_cell_names(cells.path, shape)
     with readable(features.path, "peak names"):
-        var = _peak_names(features.path)
+        var = read_peak_names(features.path, shape)
     with readable(matrix.path, "a Matrix Market file"):
-        # Check the header's numbers first: mmread allocates memory for them before it reads.
-        n_rows, n_columns, n_entries, layout, field, _ = io.mminfo(str(matrix.path))
-        transposed = _peaks_are_rows((n_rows, n_columns), len(var), len(obs), peaks, matrix.path)
+        transposed = _peaks_are_rows(shape, len(var), len(obs), peaks, matrix.path)
         if n_entries > n_rows * n_columns:
             raise DataError(
                 f"{matrix.path} claims {n_entries} entries in a matrix of {n_rows} x {n_columns}: "
@@ -82,7 +86,7 @@ def read_matrix_market(path: Path, *, peaks: str | None = None) -> AnnData:
         x = _matrix(matrix.path)
     if transposed:
         x = x.T.tocsr()
-    return only_peaks(AnnData(x, obs=obs, var=var), features.path)
+    return AnnData(x, obs=obs, var=var)
 
 
 def _find(files: list[Path], pattern: re.Pattern[str], kinds: set[str]) -> list[_File]:
@@ -117,29 +121,18 @@ def _one(candidates: list[_File], what: str, folder: Path) -> _File:
     )
 
 
-def _cell_names(path: Path) -> pd.DataFrame:
-    """Read the names of the cells, the first column of a file, as the index of a table."""
-    return pd.DataFrame(index=_columns(path)[0].rename(None))
+def _read_only(file: IO[bytes]) -> Any:
+    """Return a file that scipy can only read: where it also seeks, it crashes the interpreter."""
+    return SimpleNamespace(read=file.read)
 
 
-def _peak_names(path: Path) -> pd.DataFrame:
-    """Read the names of the peaks as the index of a table.
-
-    The names are the regions of a BED file, the ids of Cell Ranger's ``features.tsv``, whose types
-    of features are read too, or the first column of a file of fewer than three columns.
-    """
-    table = _columns(path, comment="#")
-    if table.shape[1] < 3:
-        return pd.DataFrame(index=table[0].rename(None))
-    chromosome, start, end = (table[column] for column in range(3))
-    if start.str.isdigit().all() and end.str.isdigit().all():
-        return pd.DataFrame(index=(chromosome + "_" + start + "_" + end).rename(None))
-    return pd.DataFrame({"feature_types": table[2].to_numpy()}, index=table[0].rename(None))
-
-
-def _columns(path: Path, comment: str | None = None) -> pd.DataFrame:
-    warn_of_cut(path)
-    return pd.read_csv(path, sep="\t", header=None, dtype=str, na_filter=False, comment=comment)
+@contextmanager
+def _positioned(path: Path) -> Iterator[IO[bytes]]:
+    """Open a Matrix Market file at its first line, which some programs indent."""
+    with open_bytes(path) as file:
+        start = file.read(_BLOCK)
+        file.seek(max(start.find(b"%%MatrixMarket"), 0))
+        yield file
 
 
 def _check_body(path: Path, n_entries: int, layout: str, field: str) -> None:
@@ -152,7 +145,7 @@ def _check_body(path: Path, n_entries: int, layout: str, field: str) -> None:
     from pyro_scale.ops._text_kernels import count_lines  # Numba takes long to import
 
     n_fields = {"pattern": 2, "complex": 4}.get(field, 3) if layout == "coordinate" else 1
-    with OPEN.get(path.suffix.lower(), open)(path, "rb") as file:
+    with _positioned(path) as file:
         line = file.readline(_BLOCK)
         while line.startswith(b"%") or (line and not line.strip()):
             line = file.readline(_BLOCK)
@@ -168,7 +161,8 @@ def _check_body(path: Path, n_entries: int, layout: str, field: str) -> None:
 
 def _matrix(path: Path) -> sparse.csr_matrix:
     warn_of_cut(path)
-    x = io.mmread(str(path), spmatrix=True)
+    with _positioned(path) as file:
+        x = io.mmread(_read_only(file), spmatrix=True)
     if np.iscomplexobj(x):
         raise DataError(f"{path} holds complex numbers; expected counts or 0/1.")
     with np.errstate(over="ignore"):  # overflow becomes infinite, which CountMatrix refuses

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import difflib
 import glob
 import gzip
 import logging
 import lzma
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pyro_scale.exceptions import DataError, OutOfMemoryError
 
-__all__ = ["OPEN", "expand", "holds", "modality_of", "readable", "stem_and_kind", "warn_of_cut"]
+__all__ = [
+    "expand",
+    "holds",
+    "modality_of",
+    "open_bytes",
+    "open_text",
+    "readable",
+    "stem_and_kind",
+    "warn_of_cut",
+]
 
 logger = logging.getLogger(__name__)
 
 _TEXT = {".bed", ".csv", ".mtx", ".tsv", ".txt"}  # text formats, which may be compressed
-OPEN: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_COMPRESSED = (".gz", ".bz2", ".xz")
+_MAGIC: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
 def stem_and_kind(path: Path) -> tuple[str, str]:
@@ -33,9 +46,34 @@ def stem_and_kind(path: Path) -> tuple[str, str]:
     (('cells', '.csv'), ('cells', '.h5ad'))
     """
     inner = Path(path.stem)
-    if path.suffix.lower() in OPEN and inner.suffix.lower() in _TEXT:
+    if path.suffix.lower() in _COMPRESSED and inner.suffix.lower() in _TEXT:
         path = inner
     return path.stem, path.suffix.lower()
+
+
+def _opener(path: Path) -> Any:
+    """Return the function that opens a file: its first bytes say how it is compressed, if at all.
+
+    The name does not: downloads lose or keep the suffix ``.gz`` whatever the content is.
+    """
+    with path.open("rb") as file:
+        start = file.read(6)
+    return next((opener for magic, opener in _MAGIC.items() if start.startswith(magic)), open)
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file, compressed or not, for reading its bytes."""
+    opened: IO[bytes] = _opener(path)(path, "rb")
+    return opened
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a text file, compressed or not, in UTF-8 or in UTF-16 with a byte order mark."""
+    with open_bytes(path) as file:
+        is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding = "utf-16" if is_utf16 else "utf-8-sig"
+    opened: IO[str] = _opener(path)(path, "rt", encoding=encoding)
+    return opened
 
 
 def modality_of(path: Path) -> tuple[Path, str | None]:
@@ -80,7 +118,7 @@ def _missing(path: Path) -> str:
 
 def warn_of_cut(path: Path) -> None:
     """Log a warning if a text file does not end with a line break, as it may be cut short."""
-    if path.suffix.lower() in OPEN or not path.stat().st_size:
+    if not path.stat().st_size or _opener(path) is not open:
         return
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
@@ -95,8 +133,9 @@ def warn_of_cut(path: Path) -> None:
 def readable(what: Path | str, kind: str) -> Iterator[None]:
     """Turn any exception that a library raises while it reads a file into a DataError.
 
-    A damaged file may raise zlib.error, EOFError, OSError, KeyError, RuntimeError or others; the
-    DataError names the file, ``what``, and the format that it was read as, ``kind``.
+    A file that cannot be read may raise zlib.error, EOFError, OSError, KeyError, RuntimeError or
+    others. The DataError names the file, ``what``, the format that it was read as, ``kind``, and
+    the library's own error. It says that the file is damaged only if the error means that.
     """
     try:
         yield
@@ -108,9 +147,11 @@ def readable(what: Path | str, kind: str) -> Iterator[None]:
             "leave it on disk (backed=True, for .h5ad and .zarr); otherwise it is damaged."
         ) from error
     except Exception as error:
+        is_cut = isinstance(error, OSError) and "truncated file" in str(error)
+        damaged = isinstance(error, _DAMAGED) or is_cut
+        advice = " It is damaged or cut short: copy or download it again." if damaged else ""
         raise DataError(
-            f"{what} cannot be read as {kind} ({type(error).__name__}: {_cause(error)}). It has "
-            "another format, or is damaged or cut short: copy or download it again."
+            f"{what} cannot be read as {kind} ({type(error).__name__}: {_cause(error)}).{advice}"
         ) from error
 
 

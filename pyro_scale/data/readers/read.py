@@ -8,13 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
 from pyro_scale._validation import check_bool, check_choice, check_indices, check_path, named_layers
+from pyro_scale.data.peak_names import PEAK_STYLES, PeakStyle, formatted
 from pyro_scale.data.readers.concat import concatenate, names_of_files
-from pyro_scale.data.readers.hdf5_zarr import read_10x_h5, read_h5ad, read_h5mu, read_zarr
+from pyro_scale.data.readers.hdf5_zarr import (
+    hdf5_kind,
+    only_peaks,
+    read_10x_h5,
+    read_h5ad,
+    read_h5mu,
+    read_zarr,
+)
 from pyro_scale.data.readers.matrix_market import read_matrix_market
 from pyro_scale.data.readers.paths import expand, modality_of, readable, stem_and_kind
 from pyro_scale.data.readers.text_tables import read_table
@@ -27,11 +36,14 @@ logger = logging.getLogger(__name__)
 PeaksSide = Literal["rows", "columns"]
 Join = Literal["inner", "outer"]
 
+_ZARR_FILES = (".zgroup", "zarr.json", ".zattrs")
+_HDF5 = (".h5ad", ".h5", ".h5mu", ".hdf5")
 _TABLES = (".csv", ".tsv", ".txt")
 _KINDS = {
     ".h5ad": "AnnData",
     ".zarr": "AnnData",
     ".h5": "Cell Ranger's HDF5",
+    ".hdf5": "HDF5",
     ".h5mu": "MuData",
     ".mtx": "Matrix Market",
     **dict.fromkeys(_TABLES, "a table of text"),
@@ -44,6 +56,7 @@ def read(
     peaks: PeaksSide | None = None,
     batch_key: str = "batch",
     join: Join = "inner",
+    peak_style: PeakStyle | None = None,
     backed: bool = False,
 ) -> AnnData:
     """Read an AnnData of cells x peaks from a file, a folder, or several of them.
@@ -77,6 +90,10 @@ def read(
         For several files: keep the peaks that all files have (``"inner"``) or that any file has
         (``"outer"``, with zeros where they are missing). The numbers of peaks that are dropped or
         filled are logged.
+    peak_style
+        Notation to which the names of all peaks are brought before files are joined:
+        ``"chr:start-end"``, ``"chr-start-end"``, ``"chr_start_end"`` or ``"chr.start.end"``. If
+        None, names are kept as they are.
     backed
         Leave the matrix of one ``.h5ad`` file or ``.zarr`` folder on disk.
 
@@ -93,7 +110,7 @@ def read(
         If a file is damaged or of an unknown format, its parts do not fit each other, or ``peaks``,
         ``join`` or ``backed`` does not apply.
     ValueError
-        If ``peaks`` or ``join`` is not one of the values above.
+        If ``peaks``, ``join`` or ``peak_style`` is not one of the values above.
     TypeError
         If an argument has the wrong type.
     ImportError
@@ -114,6 +131,7 @@ def read(
         return path
     check_choice("peaks", peaks, (*get_args(PeaksSide), None))
     check_choice("join", join, get_args(Join))
+    check_choice("peak_style", peak_style, (*PEAK_STYLES, None))
     check_bool("backed", backed)
     if not isinstance(batch_key, str):
         raise TypeError(f"batch_key={reprlib.repr(batch_key)} must be the name of a column of obs.")
@@ -128,19 +146,30 @@ def read(
         raise DataError("no path was given; expected one or more.")
     files = [file for each in given for file in expand(Path(each))]
     if len(files) == 1:
-        return _read_one(files[0], peaks, backed=backed)
+        return _styled(_read_one(files[0], peaks, backed=backed), peak_style)
     if backed:
         raise DataError(
             f"backed=True needs a single file, and there are {len(files)}; read them together "
             "and write them to one file first."
         )
-    parts = [_read_one(file, peaks, backed=False) for file in files]
+    parts = [_styled(_read_one(file, peaks, backed=False), peak_style) for file in files]
     return concatenate(parts, names_of_files(files), join=join, batch_key=batch_key)
+
+
+def _styled(adata: AnnData, peak_style: PeakStyle | None) -> AnnData:
+    """Bring the names of the peaks to a notation, in place."""
+    if peak_style is not None:
+        adata.var_names = formatted(adata.var_names, peak_style)
+    return adata
 
 
 def _read_one(path: Path, peaks: PeaksSide | None, *, backed: bool) -> AnnData:
     file, modality = modality_of(path)
     kind = stem_and_kind(file)[1]
+    if file.is_dir() and any((file / name).is_file() for name in _ZARR_FILES):
+        kind = ".zarr"
+    elif kind in _HDF5 and file.is_file():
+        kind = hdf5_kind(file, kind)
     folder = file.is_dir() and kind != ".zarr"
     sides = folder or kind in (".mtx", *_TABLES)
     if backed and kind not in (".h5ad", ".zarr"):
@@ -157,7 +186,7 @@ def _read_one(path: Path, peaks: PeaksSide | None, *, backed: bool) -> AnnData:
         known = ", ".join(f"{each} ({what})" for each, what in _KINDS.items())
         raise DataError(
             f"{path} has no known format; these are: {known}, a folder with an .mtx file, and "
-            "the text formats as .gz."
+            f"the text formats as .gz. {_unpacked(file)}"
         )
     with readable(path, _KINDS.get(kind, "a folder of Matrix Market")):
         if folder or kind == ".mtx":
@@ -168,14 +197,25 @@ def _read_one(path: Path, peaks: PeaksSide | None, *, backed: bool) -> AnnData:
             adata = read_h5ad(file, backed=backed)
         elif kind == ".zarr":
             adata = read_zarr(file, backed=backed)
-        elif kind == ".h5":
+        elif kind in (".h5", ".hdf5"):
             adata = read_10x_h5(file)
         else:
             adata = read_h5mu(file, modality)
         if not backed:
+            adata = only_peaks(adata, path)
             _tidy(adata, path)
     logger.info("%s: %d cells x %d peaks", path, adata.n_obs, adata.n_vars)
     return adata
+
+
+def _unpacked(file: Path) -> str:
+    """Return advice for archives and for compressed files of other formats than text."""
+    name = file.name.lower()
+    if name.endswith((".tar", ".tar.gz", ".tgz", ".zip")):
+        return "Unpack the archive first, and give the file or folder in it."
+    if name.endswith((".gz", ".bz2", ".xz")):
+        return f"Decompress it first, to {file.stem}."
+    return ""
 
 
 def _tidy(adata: AnnData, path: Path) -> None:
@@ -195,6 +235,8 @@ def _tidy(adata: AnnData, path: Path) -> None:
         raise DataError(f"X of {path} has dtype {x.dtype}; expected real numbers.")
     if not sparse.issparse(x):
         logger.info("X of %s is dense; it is converted to CSR.", path)
+    if x.dtype == np.float16:  # scipy.sparse has no float16
+        x = x.astype(np.float32)
     csr = sparse.csr_matrix(x)
     csr.sum_duplicates()
     csr.eliminate_zeros()

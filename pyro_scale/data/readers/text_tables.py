@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from pyro_scale.data.peak_names import looks_like_peaks
-from pyro_scale.data.readers.paths import OPEN, readable, stem_and_kind, warn_of_cut
+from pyro_scale.data.readers.names_files import CHROMOSOME, coordinates, region_names
+from pyro_scale.data.readers.paths import open_text, readable, stem_and_kind, warn_of_cut
 from pyro_scale.exceptions import DataError
 
 __all__ = ["read_table"]
@@ -25,6 +26,12 @@ logger = logging.getLogger(__name__)
 _BLOCK = 2**22  # most dense entries at a time
 _LONGEST = 2**28  # most characters of a line, enough for ten million columns
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_START = ("start", "chromstart", "chrom_start", "start_position", "begin")
+_END = ("end", "stop", "chromend", "chrom_end", "end_position")
+_ANNOTATION = (
+    *CHROMOSOME, *_START, *_END, "strand", "width", "length", "score",
+    *("name", "id", "geneid", "gene_id", "peak", "peakid", "peak_id", "peakname", "peak_name"),
+)  # fmt: skip
 
 
 def read_table(path: Path, *, peaks: str | None = None) -> AnnData:
@@ -36,7 +43,9 @@ def read_table(path: Path, *, peaks: str | None = None) -> AnnData:
         Path of the table. The separator is a comma in ``.csv`` and a tab in ``.tsv``; in ``.txt``
         it is the first of tab, comma and space that occurs in the first line. Files compressed
         as ``.gz``, ``.bz2`` or ``.xz`` are read too. The first line may lack the field above the
-        row names, as in tables written by R.
+        row names, as in tables written by R. Instead of one column of names there may be columns
+        with chromosome, start and end of the peaks, and annotations such as a strand; the peaks are
+        then named ``chr1_100_200``.
     peaks
         Whether the peaks are the ``"rows"`` or the ``"columns"``. With None, the peaks are those
         whose names look like regions of a genome. If this does not decide, the rows are taken as
@@ -48,29 +57,53 @@ def read_table(path: Path, *, peaks: str | None = None) -> AnnData:
         If there is no row or column of numbers, rows differ in length, or an entry is not a number.
         The message names the row and, for such an entry, the column.
     """
-    with readable(path, "a table of text"), _open_text(path) as lines:
-        separator, columns, rest = _header(path, lines)
+    warn_of_cut(path)
+    with readable(path, "a table of text"), open_text(path) as lines:
+        header = _header(path, lines)
         names, parts = [], []
-        for block in _blocks(rest, max(1, _BLOCK // len(columns))):
-            block_names, x = _parse(path, block, columns, separator)
+        for block in _blocks(header.lines, max(1, _BLOCK // len(header.columns))):
+            block_names, x = _parse(path, block, header)
             names.extend(block_names)
             parts.append(x)
-    row_names, column_names = pd.Index(names, dtype=object), pd.Index(columns, dtype=object)
+    row_names, column_names = pd.Index(names, dtype=object), pd.Index(header.columns, dtype=object)
     x = sparse.vstack(parts, format="csr")
     if _peaks_are_rows(row_names, column_names, peaks, path):
         x, row_names, column_names = x.T.tocsr(), column_names, row_names
     return AnnData(x, obs=pd.DataFrame(index=row_names), var=pd.DataFrame(index=column_names))
 
 
-def _open_text(path: Path) -> IO[str]:
-    warn_of_cut(path)
-    opened: IO[str] = OPEN.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig")
-    return opened
+class _Header(NamedTuple):
+    """The layout of a table.
+
+    Attributes
+    ----------
+    separator
+        Separator of the fields.
+    n_leading
+        Number of fields at the start of each row that are no counts: the name of the row, or the
+        coordinates and annotations of a peak.
+    region
+        Positions of chromosome, start and end among these fields, or None.
+    columns
+        Names of the columns with counts.
+    lines
+        The lines after the header.
+    """
+
+    separator: str
+    n_leading: int
+    region: tuple[int, int, int] | None
+    columns: list[str]
+    lines: Iterator[str]
 
 
-def _header(path: Path, lines: IO[str]) -> tuple[str, list[str], Iterator[str]]:
-    """Return the separator, the names of the columns, and an iterator over the other lines."""
-    head, first = next(_lines(path, lines), ""), next(_lines(path, lines), "")
+def _header(path: Path, lines: IO[str]) -> _Header:
+    """Read the first line, and find out how the rows are laid out."""
+    head = next(_lines(path, lines), "")
+    while head.startswith("#") and not head.lower().lstrip("# ").startswith(CHROMOSOME):
+        logger.info("%s: the line %r is taken as a comment.", path, head.strip()[:80])
+        head = next(_lines(path, lines), "")
+    first = next(_lines(path, lines), "")
     if not first.strip():
         raise DataError(
             f"{path} has {'only one line' if head.strip() else 'no lines'}; expected a line of "
@@ -81,14 +114,35 @@ def _header(path: Path, lines: IO[str]) -> tuple[str, list[str], Iterator[str]]:
     columns, row = csv.reader([head, first], delimiter=separator)
     if len(row) == len(columns) + 1 and columns[0]:
         logger.info("%s: the first line has no field above the names, as R writes it.", path)
+        columns = ["", *columns]
+    titles = [column.strip().lower() for column in columns]
+    n_leading = 1
+    while n_leading < len(titles) and titles[n_leading] in _ANNOTATION:
+        n_leading += 1
+    region = _region(titles[:n_leading])
+    if region is None:  # then these titles may be names of cells
+        n_leading = 1
     else:
-        columns = columns[1:]
-    if not columns:
+        logger.info("%s: peaks are named by the columns %s.", path, [columns[at] for at in region])
+    if len(columns) <= n_leading:
         raise DataError(
-            f"{path} has one column when it is split at {separator!r}; expected names and at "
-            "least one column of numbers (the separator of .csv is a comma, of .tsv a tab)."
+            f"{path} has no column of numbers when it is split at {separator!r}; expected names "
+            "and at least one column of numbers (the separator of .csv is a comma, of .tsv a tab)."
         )
-    return separator, columns, chain([first], _lines(path, lines))
+    rest = chain([first], _lines(path, lines))
+    return _Header(separator, n_leading, region, columns[n_leading:], rest)
+
+
+def _region(titles: list[str]) -> tuple[int, int, int] | None:
+    """Return the positions of chromosome, start and end among the titles, or None."""
+    found = [
+        next((at for at, title in enumerate(titles) if title in known), None)
+        for known in (CHROMOSOME, _START, _END)
+    ]
+    chromosome, start, end = found
+    if chromosome is None or start is None or end is None:
+        return None
+    return chromosome, start, end
 
 
 def _lines(path: Path, file: IO[str]) -> Iterator[str]:
@@ -111,33 +165,48 @@ def _blocks(lines: Iterator[str], size: int) -> Iterator[list[str]]:
             yield filled
 
 
-def _parse(
-    path: Path, lines: list[str], columns: list[str], separator: str
-) -> tuple[list[str], sparse.csr_matrix]:
+def _parse(path: Path, lines: list[str], header: _Header) -> tuple[list[str], sparse.csr_matrix]:
     """Parse some rows, and return their names and a CSR matrix of their numbers.
 
     numpy parses them, because for rows of 10^5 numbers pandas is a hundred times slower, needs far
     more memory, and silently drops surplus entries in the first row of a chunk.
     """
-    row_type = np.dtype([("name", object), ("x_p", np.float32, (len(columns),))])
+    row_type = np.dtype(
+        [*((f"field_{at}", object) for at in range(header.n_leading)),
+         ("x_p", np.float32, (len(header.columns),))]
+    )  # fmt: skip
     try:
         rows = np.loadtxt(
             lines,
             dtype=row_type,
-            delimiter=separator,
+            delimiter=header.separator,
             quotechar='"',
             comments=None,
             encoding=None,
             ndmin=1,
         )
     except ValueError as error:
-        raise _explain(path, lines, columns, separator) or error from error
-    return rows["name"].tolist(), sparse.csr_matrix(rows["x_p"])
+        raise _explain(path, lines, header) or error from error
+    x = sparse.csr_matrix(rows["x_p"])
+    if header.region is None:
+        return rows["field_0"].tolist(), x
+    chromosome, start, end = (rows[f"field_{at}"].tolist() for at in header.region)
+    sides = [coordinates(pd.Series(texts, dtype=object)) for texts in (start, end)]
+    for texts, side in zip((start, end), sides, strict=True):
+        if side.isna().any():
+            row = int(side.isna().to_numpy().argmax())
+            raise DataError(
+                f"{path}: a peak on {chromosome[row]!r} has the coordinate {texts[row]!r}; "
+                "expected a whole number."
+            )
+    return region_names(pd.Series(chromosome, dtype=object), *sides), x
 
 
-def _explain(path: Path, lines: list[str], columns: list[str], separator: str) -> DataError | None:
+def _explain(path: Path, lines: list[str], header: _Header) -> DataError | None:
     """Return an error that names the row, and the column if one cannot be parsed, or None."""
-    for name, *entries in csv.reader(lines, delimiter=separator):
+    columns = header.columns
+    for row in csv.reader(lines, delimiter=header.separator):
+        name, entries = row[0], row[header.n_leading :]
         if len(entries) != len(columns):
             return DataError(
                 f"row {name!r} of {path} has {len(entries)} entries and the first line names "

@@ -56,7 +56,8 @@ def test_peaks_that_files_do_not_share_are_reported(small, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda b: b.var_names.str.replace("chr1_", "chr1:"), "no peak in common .* in a, .* in b"),
+        (lambda b: b.var_names.str.replace("chr1_", "chr2_"), "no peak in common .* in a, .* in b"),
+        (lambda b: b.var_names.str.replace("_", "."), r"different notations .*give peak_style="),
         (lambda b: ["chr1_1_2", "chr1_1_2", *b.var_names[2:]], "b has peak 'chr1_1_2' more than"),
     ],
 )
@@ -68,3 +69,41 @@ def test_files_that_cannot_be_joined(spoil, words, small, tmp_path):
     assert list(read(paths[1]).var_names) == list(other.var_names)
     with pytest.raises(DataError, match=words):
         read(paths)
+
+
+def test_peaks_in_two_notations_are_brought_to_one(small, tmp_path, caplog):
+    other = small[:5].copy()
+    other.var_names = [name.replace("_", "-") for name in other.var_names]
+    paths = [write_h5ad(small, tmp_path / "a.h5ad"), write_h5ad(other, tmp_path / "b.h5ad")]
+    with pytest.raises(DataError, match="different notations"):
+        read(paths, join="outer")  # which would give two blocks
+    both = read(paths, peak_style="chr:start-end")
+    assert both.shape == (17, 30)
+    assert both.var_names[0] == "chr1:1000000-1000500"
+    assert "left out" not in caplog.text
+    other.var_names = [f"chr7_{peak}_{peak + 1}" for peak in range(30)]
+    other.write_h5ad(paths[1])
+    assert read(paths, join="outer").shape == (17, 60)
+    assert "clusters will tell the files apart" in caplog.text
+
+
+def test_what_not_every_file_has_is_told(small, tmp_path, caplog):
+    more = small.copy()
+    more.obs["age"], more.obsm["X_pca"], more.uns["log"] = 1, np.zeros((12, 2)), {"base": None}
+    more.layers["counts"], more.raw = more.X.copy(), more
+    more.write_h5ad(tmp_path / "a.h5ad")
+    paths = [tmp_path / "a.h5ad", write_h5ad(small, tmp_path / "b.h5ad")]
+    assert not read(paths).layers
+    assert (
+        "a: left out, as not every file has it, or its values differ: obs (age), obsm (X_pca), "
+        "uns (log), layers (counts), raw (raw)" in caplog.text
+    )
+    assert "b: left out" not in caplog.text
+
+
+def test_peaks_that_are_numbers_are_matched_with_a_warning(small, tmp_path, caplog):
+    numbered = small.copy()
+    numbered.var_names = [str(peak) for peak in range(30)]
+    paths = [write_h5ad(numbered, tmp_path / f"{name}.h5ad") for name in "ab"]
+    assert read(paths).shape == (24, 30)
+    assert "named by numbers (the first is '0')" in caplog.text
