@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import torch
 
 __all__ = ["exclusive", "module_local_params"]
 
@@ -27,7 +28,9 @@ _saved_settings: list[Any] = []
 def exclusive() -> Iterator[None]:
     """Hold the process-wide lock; use it as a context manager or as a decorator.
 
-    The lock is re-entrant: the thread that holds it may take it again.
+    The lock is re-entrant: the thread that holds it may take it again. Gradients are computed in
+    the block also if the caller has switched them off, by ``torch.no_grad`` or
+    ``torch.inference_mode``, whose tensors could not be trained later.
 
     Examples
     --------
@@ -38,7 +41,7 @@ def exclusive() -> Iterator[None]:
     ...     alone()
     1
     """
-    with _lock:
+    with _lock, torch.inference_mode(mode=False), torch.enable_grad():
         yield
 
 

@@ -35,7 +35,7 @@ from pyro_scale.inference import Depth, Kind, Mode, Posterior, StoredDtype
 from pyro_scale.objectives import REGISTRY
 from pyro_scale.programs import LikelihoodName, MixtureVAE, Treatment
 from pyro_scale.serialization import ModelState
-from pyro_scale.training import TrainingConfig, build_vae
+from pyro_scale.training import TrainingConfig, TrainingProgress, build_vae
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -102,7 +102,8 @@ class SCALE:
     history
         One row per epoch of the last training: phase, KL weight, and bounds in nats per cell.
     is_trained
-        Whether the parameters come from :meth:`train` or were loaded from a trained model.
+        Whether the parameters come from :meth:`train` or were loaded from a trained model. A model
+        whose training was interrupted before the mixture was started is not trained.
 
     Raises
     ------
@@ -132,6 +133,8 @@ class SCALE:
     is_trained: bool
     _counts: CountMatrix
     _training_thread: int | None
+    _k_is_open: bool  # whether training is to choose K
+    _k_is_chosen: bool  # whether a training that is complete has chosen it
 
     def __init__(
         self,
@@ -181,6 +184,7 @@ class SCALE:
         self.vae, self._counts = vae.eval(), counts
         self.peak_names, self.history = counts.var_names, pd.DataFrame()
         self.is_trained, self._training_thread = False, None
+        self._k_is_open, self._k_is_chosen = n_components is None, False
 
     def __repr__(self) -> str:
         state = "trained" if self.is_trained else "untrained"
@@ -211,8 +215,10 @@ class SCALE:
         A warm-up trains the encoder and decoder under an N(0, I) prior; then the mixture is
         initialized from a clustering of the encoder's means, and everything is trained. Each call
         starts from the current weights with a new optimizer. After Ctrl-C the model keeps the
-        weights and the history up to then. With ``checkpoint``, repeating an interrupted call
-        resumes it; on the CPU the weights are those of an uninterrupted run, bit by bit.
+        weights and the history up to then; it is trained if the mixture had been started. With
+        ``checkpoint``, repeating an interrupted call resumes it, also after a limit of time
+        (``trainer_kwargs={"max_time": ...}``); on the CPU the weights are those of an uninterrupted
+        run, bit by bit.
 
         Parameters
         ----------
@@ -220,7 +226,8 @@ class SCALE:
             Number of passes over the training cells, warm-up included. If None, a million divided
             by the number of cells, but at least 50 and at most 300.
         accelerator, devices
-            Passed to Lightning's Trainer.
+            Passed to Lightning's Trainer. ``devices="auto"`` is one device, or the processes that
+            torchrun or srun has started, which train one model together.
         early_stopping
             Hold out a tenth of the cells (or the fraction ``validation_size``), stop when their
             ELBO no longer rises, and keep the best weights. Without early stopping, training uses
@@ -272,7 +279,8 @@ class SCALE:
                 )
         from pyro_scale.training.trainer import fit  # here: Lightning is slow to import
 
-        epochs: list[dict[str, Any]] = []
+        progress = TrainingProgress()
+        resumes = checkpoint is not None and checkpoint.exists()
         with exclusive(), self._in_training():
             try:
                 fit(
@@ -283,19 +291,19 @@ class SCALE:
                     accelerator=accelerator,
                     devices=devices,
                     progress_bar=progress_bar,
-                    choose_k=self.config.n_components is None,
+                    choose_k=self._k_is_open and (not self._k_is_chosen or resumes),
                     trainer_kwargs=trainer_kwargs,
-                    history=epochs,
+                    progress=progress,
                     checkpoint=checkpoint,
                     checkpoint_seconds=checkpoint_seconds,
                 )
             finally:  # after an interruption, too, the history must describe the weights
-                if epochs:
-                    self.history = pd.DataFrame(epochs).set_index("epoch")
-                    self.is_trained = True
-                k = self.vae.n_components if epochs else self.config.n_components
-                if k != 1 or len(epochs) > config.n_warmup:  # K was chosen after the warm-up
-                    self.config = replace(self.config, n_components=k)
+                if progress.epochs:
+                    self.history = pd.DataFrame(progress.epochs).set_index("epoch")
+                    self.is_trained = progress.mixture_started
+                    if progress.mixture_started:  # K may have been chosen
+                        self.config = replace(self.config, n_components=self.vae.n_components)
+                        self._k_is_chosen = progress.ended
 
     @contextmanager
     def _in_training(self) -> Iterator[None]:
@@ -316,7 +324,14 @@ class SCALE:
     def _trained_counts(self, adata: AnnData | None) -> CountMatrix:
         """Return the counts of ``adata``; raise if the model is untrained or is being trained."""
         if not self.is_trained:
-            raise NotTrainedError("the model is not trained: call model.train() first.")
+            stopped = (
+                f": training was stopped after {len(self.history)} epochs, within its warm-up, "
+                "before the mixture was started"
+            )
+            raise NotTrainedError(
+                f"the model is not trained{'' if self.history.empty else stopped}: call "
+                f"model.train(){' first' if self.history.empty else ' again'}."
+            )
         self._check_not_training()
         return self.counts(adata)
 
@@ -1014,9 +1029,11 @@ class SCALE:
         ...     ps.SCALE.load(folder, adata)
         SCALE(40 cells x 60 peaks, K=2, D=3, collapsed by Trace_ELBO, bernoulli, 2 epochs)
         """
+        _check_cells(adata, "load")
         device = validation.check_device("map_location", map_location)
-        state = serialization.load(validation.check_path("directory", directory))
-        return cls._from_state(state, adata, device)
+        with torch.inference_mode(mode=False):  # whose tensors cannot be trained
+            state = serialization.load(validation.check_path("directory", directory))
+            return cls._from_state(state, adata, device)
 
     @classmethod
     def from_original(
@@ -1068,9 +1085,12 @@ class SCALE:
         >>> model.get_latent_representation().shape
         (40, 3)
         """
+        _check_cells(adata, "from_original")
         device = validation.check_device("map_location", map_location)
-        state = serialization.load_original(validation.check_path("path", path), adata, layer=layer)
-        model = cls._from_state(state, adata, device)
+        path = validation.check_path("path", path)
+        with torch.inference_mode(mode=False):  # whose tensors cannot be trained
+            state = serialization.load_original(path, adata, layer=layer)
+            model = cls._from_state(state, adata, device)
         try:
             model.get_latent_representation()
         except NonFiniteError as error:
@@ -1085,4 +1105,15 @@ class SCALE:
         model._counts = model.counts(adata)
         model.vae, model.history = state.vae.to(device).eval(), state.history
         model.is_trained, model._training_thread = state.is_trained, None
+        model._k_is_open, model._k_is_chosen = state.config.n_components is None, False
         return model
+
+
+def _check_cells(adata: AnnData, method: str) -> None:
+    """Raise TypeError if no cells are given, as scvi-tools allows for models saved with them."""
+    if adata is None:
+        raise TypeError(
+            f"{method} needs the cells: a saved model holds none. Give an AnnData of cells x "
+            "peaks, such as that which the model was trained on."
+        )
+    validation.check_adata(adata)

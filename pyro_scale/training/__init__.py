@@ -6,7 +6,7 @@ Lightning takes long to import, so it is imported when a name that needs it is f
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyro_scale.training.config import TrainingConfig, default_batch_size
+from pyro_scale.training.config import TrainingConfig, TrainingProgress, default_batch_size
 from pyro_scale.training.initialization import (
     build_vae,
     choose_n_components,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainingConfig",
     "TrainingModule",
+    "TrainingProgress",
     "build_vae",
     "choose_n_components",
     "components_from_means",

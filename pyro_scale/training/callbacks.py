@@ -31,9 +31,10 @@ __all__ = [
     "check_checkpoint",
     "digest",
     "fingerprint",
-    "is_last_epoch",
+    "has_ended",
     "random_states",
     "restore_random_states",
+    "stops_here",
 ]
 
 KEY = "pyro_scale"  # this package's entry in a Lightning checkpoint
@@ -142,9 +143,28 @@ def restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def is_last_epoch(trainer: L.Trainer) -> bool:
-    """Return whether training ends after the current epoch."""
-    return bool(trainer.should_stop) or trainer.current_epoch + 1 == trainer.max_epochs
+def stops_here(trainer: L.Trainer) -> bool:
+    """Return whether training stops after the current epoch, for whatever reason."""
+    at_limit = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return bool(trainer.should_stop) or at_limit or _n_epochs(trainer) == trainer.max_epochs
+
+
+def has_ended(trainer: L.Trainer, max_epochs: int) -> bool:
+    """Return whether training is complete: all epochs are done, or it has stopped early by itself.
+
+    A run that is stopped by a limit of time or steps, or by anything else, is not complete.
+    """
+    stopped_early = any(
+        isinstance(callback, EarlyStopping) and callback.stopped_epoch > 0
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+    )
+    return stopped_early or _n_epochs(trainer) >= max_epochs
+
+
+def _n_epochs(trainer: L.Trainer) -> int:
+    """Return the number of epochs that are complete, the one that ends now included."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
 
 
 class TrainingCheckpoint(ModelCheckpoint):
@@ -169,7 +189,7 @@ class TrainingCheckpoint(ModelCheckpoint):
         The history in the checkpoint includes the epoch that ends, because Lightning calls the
         module's hook first.
         """
-        due = is_last_epoch(trainer) or time.monotonic() - self.last_written >= self.seconds
+        due = stops_here(trainer) or time.monotonic() - self.last_written >= self.seconds
         # Saving is collective: one process decides for all, by its own clock.
         if not trainer.strategy.broadcast(due):
             return

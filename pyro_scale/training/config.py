@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pyro_scale._validation import check_bool, check_int, check_number, check_seed
 
-__all__ = ["TrainingConfig", "default_batch_size"]
+__all__ = ["TrainingConfig", "TrainingProgress", "default_batch_size"]
 
 _MANY_CELLS = 10_000
 
@@ -32,6 +32,26 @@ def default_batch_size(n_cells: int) -> int:
     (128, 512)
     """
     return 128 if n_cells < _MANY_CELLS else 512
+
+
+@dataclass
+class TrainingProgress:
+    """What training has done so far, which is kept also if it is interrupted.
+
+    Attributes
+    ----------
+    epochs
+        One record per epoch: the rows of the history.
+    mixture_started
+        Whether the mixture has been initialized after the warm-up, or there is no warm-up. Until
+        then the mixture's parameters come from no data.
+    ended
+        Whether training is complete: all epochs are done, or it has stopped early by itself.
+    """
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    mixture_started: bool = False
+    ended: bool = False
 
 
 @dataclass(frozen=True)

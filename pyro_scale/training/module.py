@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import signal
+import threading
+import time
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
+from pyro_scale._validation import listed
 from pyro_scale.data import CountMatrix, loader
 from pyro_scale.objectives import Objective, ObjectiveSpec
 from pyro_scale.programs import CellBatch, MixtureVAE
-from pyro_scale.training.callbacks import KEY, is_last_epoch, random_states, restore_random_states
-from pyro_scale.training.config import TrainingConfig
+from pyro_scale.training.callbacks import KEY, has_ended, random_states, restore_random_states
+from pyro_scale.training.config import TrainingConfig, TrainingProgress
 from pyro_scale.training.initialization import (
     choose_n_components,
     components_from_means,
@@ -26,6 +32,9 @@ from pyro_scale.training.optimizers import build_optimizer, clip_grad_norm_, clo
 
 __all__ = ["TrainingModule"]
 
+logger = logging.getLogger(__name__)
+
+_FEW = 3  # cells; a component with fewer is no cluster
 _SUMS = ("loss", "cells", "loss_validation", "cells_validation")
 
 
@@ -51,8 +60,8 @@ class TrainingModule(L.LightningModule):
         Whether to choose the number of components, K, after the warm-up.
     distributed
         Whether several processes train together.
-    history
-        List to which a record of each epoch is appended; if None, a new list.
+    progress
+        Record of what training has done, which is updated; if None, a new one.
 
     Examples
     --------
@@ -71,7 +80,7 @@ class TrainingModule(L.LightningModule):
         *,
         choose_k: bool = False,
         distributed: bool = False,
-        history: list[dict[str, Any]] | None = None,
+        progress: TrainingProgress | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -86,8 +95,11 @@ class TrainingModule(L.LightningModule):
         )
         warm_vae = vae.with_prior(standard_normal_prior(vae.n_latent))
         self.warmup_objective = Objective(warm_vae, "collapsed", "Trace_ELBO")
-        self.history = [] if history is None else history
+        self.progress = TrainingProgress() if progress is None else progress
+        self.progress.mixture_started = config.n_warmup == 0
         self._sums = dict.fromkeys(_SUMS, 0.0)
+        self._started = time.monotonic()
+        self._terminated = False
         self._adam: torch.optim.Adam | None = None
         self.nan_recovery = NanRecovery(config.max_nan_retries)
         self._random_states: dict[str, Any] | None = (
@@ -106,6 +118,11 @@ class TrainingModule(L.LightningModule):
     def current_objective(self) -> Objective:
         """The objective of the current epoch."""
         return self.warmup_objective if self.warming_up else self.objective
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records of the epochs so far."""
+        return self.progress.epochs
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build Adam (:func:`build_optimizer`)."""
@@ -133,13 +150,16 @@ class TrainingModule(L.LightningModule):
         The fingerprint is the record of the run's cells and settings
         (:func:`pyro_scale.training.callbacks.fingerprint`).
         """
-        last = is_last_epoch(self.trainer)
         checkpoint["state_dict"].pop("never_used", None)
+        # A limit of time is one of the process; Lightning would count the time of earlier ones.
+        for name in [name for name in checkpoint["callbacks"] if name.startswith("Timer")]:
+            del checkpoint["callbacks"][name]
         checkpoint[KEY] = {
             "fingerprint": self.fingerprint,
             "history": self.history,
             "n_nan_retries": self.nan_recovery.n_taken,
-            "finished": last,
+            "finished": has_ended(self.trainer, self.config.max_epochs),
+            "mixture_started": self.progress.mixture_started,
             "random": random_states(),
         }
 
@@ -155,6 +175,7 @@ class TrainingModule(L.LightningModule):
         if n_components != self.vae.n_components:
             self.vae.prior.resize(n_components)
         self.history[:] = ours["history"]
+        self.progress.mixture_started = ours["mixture_started"]
         self.nan_recovery.n_taken, self._random_states = ours["n_nan_retries"], ours["random"]
 
     def on_train_epoch_start(self) -> None:
@@ -165,14 +186,58 @@ class TrainingModule(L.LightningModule):
             restore_random_states(self._random_states)
         self._random_states = None
         self._sums = dict.fromkeys(_SUMS, 0.0)
-        if self.config.n_warmup > 0 and self.current_epoch == self.config.n_warmup:
-            loc_nd, var_nd = moments(self.vae, self.counts)
-            if self.choose_k:
-                self.vae.prior.resize(choose_n_components(loc_nd, self.config.seed))
-                self._replace_prior()
-            start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.config.seed)
-            self.vae.prior.set_components(*self.trainer.strategy.broadcast(start))
+        if not self.warming_up and not self.progress.mixture_started:
+            self._start_mixture()
         self.nan_recovery.keep(self.vae, self._optimizer.optimizer)
+
+    def _start_mixture(self) -> None:
+        """Initialize the mixture from the encoder's means, and choose K if that is asked for."""
+        loc_nd, var_nd = moments(self.vae, self.counts)
+        if self.choose_k:
+            self.vae.prior.resize(choose_n_components(loc_nd, self.config.seed))
+            self._replace_prior()
+        start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.config.seed)
+        self.vae.prior.set_components(*self.trainer.strategy.broadcast(start))
+        self.progress.mixture_started = True
+
+    def on_fit_end(self) -> None:
+        """Start the mixture if training was stopped within the warm-up, and log what was done."""
+        n_epochs = len(self.history)
+        self.progress.ended = has_ended(self.trainer, self.config.max_epochs)
+        if not self.progress.ended:
+            logger.warning(
+                "training was stopped after %d of %d epochs.", n_epochs, self.config.max_epochs
+            )
+        if not self.progress.mixture_started:
+            logger.warning(
+                "training was stopped within the warm-up of %d epochs: the mixture is initialized "
+                "from the encoder's means, and not trained.",
+                self.config.n_warmup,
+            )
+            self._start_mixture()
+        if self.trainer.is_global_zero:
+            self._log_end()
+
+    def _log_end(self) -> None:
+        """Log the last ELBO and how many cells each component has; warn of components with few."""
+        loc_nd, _ = moments(self.vae, self.counts)
+        log_gamma_nk = self.vae.prior.log_responsibilities(loc_nd)
+        sizes = log_gamma_nk.argmax(-1).bincount(minlength=self.vae.n_components).tolist()
+        logger.info(
+            "trained %d epochs in %.0f s%s; the mixture's components have %s cells",
+            len(self.history),
+            time.monotonic() - self._started,
+            f": ELBO {self.history[-1]['elbo_train']:.3f} nats per cell" if self.history else "",
+            sizes,
+        )
+        few = [f"{k} ({size})" for k, size in enumerate(sizes) if size < _FEW]
+        if few and self.vae.n_components > 1:
+            logger.warning(
+                "components with fewer than %d cells: %s. They are no clusters; fewer components "
+                "or a filter for cells with few open peaks may help.",
+                _FEW,
+                listed(few),
+            )
 
     def _replace_prior(self) -> None:
         """Replace the prior's parameters, which have been resized, in the optimizer."""
@@ -209,15 +274,30 @@ class TrainingModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Seed every process differently, so that their draws differ."""
+        self._started = time.monotonic()
         if self.distributed:
             torch.manual_seed((self.config.seed + self.trainer.global_rank) % 2**32)
 
-    def _total(self, value: float) -> float:
-        """Return the sum of ``value`` over processes."""
+    def on_train_start(self) -> None:
+        """Take SIGTERM from Lightning if several processes train together."""
+        if self.distributed and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)  # until Lightning restores it
+
+    def _on_sigterm(self, *_: Any) -> None:
+        """Note a SIGTERM; all processes stop together in their next step.
+
+        Lightning 2.6 calls torch.distributed in its handler, within whatever torch.distributed is
+        doing, so that processes that get the signal together wait for each other without end.
+        """
+        self._terminated = True
+
+    def _totals(self, *values: float) -> list[float]:
+        """Return the sum of each of ``values`` over processes."""
         if not self.distributed:
-            return value
-        here = torch.tensor(value, dtype=torch.float64, device=self.device)
-        return float(self.trainer.strategy.reduce(here, reduce_op="sum"))
+            return list(values)
+        here = torch.tensor(values, dtype=torch.float64, device=self.device)
+        totals: list[float] = self.trainer.strategy.reduce(here, reduce_op="sum").tolist()
+        return totals
 
     def training_step(self, cells: CellBatch, _: int) -> None:
         """Take one step of Adam on the mean loss per cell.
@@ -230,7 +310,10 @@ class TrainingModule(L.LightningModule):
         optimizer.zero_grad()
         if self.config.mask_rate > 0:
             cells = cells.mask_peaks(self.config.mask_rate, rescale=self.vae.encoder.lsi is None)
-        mean_n_cells = self._total(cells.n_cells) / self.trainer.world_size
+        n_cells, n_terminated = self._totals(cells.n_cells, self._terminated)
+        if n_terminated:
+            raise SIGTERMException
+        mean_n_cells = n_cells / self.trainer.world_size
         loss = self.current_objective.backward(
             cells,
             self.config.kl_weight(self.current_epoch),
@@ -287,4 +370,5 @@ class TrainingModule(L.LightningModule):
         self.log("elbo_train", elbo, prog_bar=True)
 
     def _mean(self, suffix: str) -> float:
-        return -self._total(self._sums[f"loss{suffix}"]) / self._total(self._sums[f"cells{suffix}"])
+        loss, n_cells = self._totals(self._sums[f"loss{suffix}"], self._sums[f"cells{suffix}"])
+        return -loss / n_cells

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, Timer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -34,7 +37,8 @@ from pyro_scale.training.callbacks import (
     check_checkpoint,
     fingerprint,
 )
-from pyro_scale.training.config import TrainingConfig
+from pyro_scale.training.config import TrainingConfig, TrainingProgress
+from pyro_scale.training.launchers import launched
 from pyro_scale.training.module import TrainingModule
 
 __all__ = [
@@ -127,7 +131,7 @@ def fit(
     progress_bar: bool = True,
     choose_k: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
-    history: list[dict[str, Any]] | None = None,
+    progress: TrainingProgress | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> pd.DataFrame:
@@ -147,18 +151,20 @@ def fit(
     config
         The training settings.
     accelerator, devices
-        As in Lightning's Trainer; ``devices="auto"`` is one device. Several devices or nodes split
-        each minibatch and average their gradients (distributed data parallel).
+        As in Lightning's Trainer; ``devices="auto"`` is one device, or the processes that torchrun
+        or srun has started. Several devices or nodes split each minibatch and average their
+        gradients (distributed data parallel).
     progress_bar
         Whether to show a progress bar.
     choose_k
         Whether to choose the number of components from the encoder's means after the warm-up.
     trainer_kwargs
         Further keyword arguments of Lightning's Trainer. Callbacks among them run in addition to
-        those of this package.
-    history
-        List to which a record of each epoch is appended as the epoch ends, so that the history is
-        kept also if training is interrupted, or None.
+        those of this package. With ``max_time``, training stops at the end of the epoch in which
+        the time is over.
+    progress
+        Record of the epochs and of whether the mixture has started, which is updated as training
+        goes on, so that it is kept also if training is interrupted, or None.
     checkpoint
         File to which the state of training is written, or None. If the file exists, training
         resumes from it.
@@ -177,8 +183,8 @@ def fit(
     ------
     ValueError
         If a setting is not supported: several devices (:func:`check_distributed`), choosing K
-        without a warm-up, a precision of less than 32 bits, or a strategy that forks or spawns
-        processes.
+        without a warm-up, a precision of less than 32 bits, a strategy that forks or spawns
+        processes, or an argument of the Trainer that :meth:`pyro_scale.SCALE.train` has itself.
     CheckpointError
         If ``checkpoint`` is not a checkpoint, or was saved by a run with other cells or settings.
     NonFiniteError
@@ -190,16 +196,16 @@ def fit(
     >>> fit(model.vae, counts, model.config.objective, config, progress_bar=False).shape
     (2, 3)
     """
-    given = {"devices": devices, "num_nodes": 1, **(trainer_kwargs or {})}
-    if given["devices"] == "auto":
-        given["devices"] = 1
+    progress = TrainingProgress() if progress is None else progress
+    given = _trainer_arguments(trainer_kwargs or {}, devices)
     precision = check_precision(given.get("precision"))
     distributed = not is_one(given["devices"]) or given["num_nodes"] != 1
     if distributed:
         check_distributed(objective, counts, choose_k)
-        given.setdefault(
-            "strategy", DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
-        )
+    if given.get("strategy", "ddp") == "ddp":
+        # The programs of the warm-up and of the mixture use different parameters.
+        ddp = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        given["strategy"] = ddp if distributed else "auto"
     if choose_k:
         check_warmup(config)
     n_validation = int(config.validation_size * counts.n_cells)
@@ -220,7 +226,7 @@ def fit(
             held_out if n_validation else None,
             choose_k=choose_k,
             distributed=distributed,
-            history=history,
+            progress=progress,
         )
         max_epochs, resumed = config.max_epochs, None
         if checkpoint is not None:
@@ -230,8 +236,9 @@ def fit(
                 found, resumed = check_checkpoint(checkpoint, module.fingerprint), checkpoint
                 logger.info("resuming from %s after %d epochs.", checkpoint, found["epochs"])
                 max_epochs = found["epochs"] if found["finished"] else max_epochs
-        callbacks = given.pop("callbacks", None) or []
-        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        if (limit := given.pop("max_epochs", None)) not in (None, -1):
+            max_epochs = min(max_epochs, limit)
+        callbacks = given.pop("callbacks")
         if checkpoint is not None:
             callbacks = [*callbacks, TrainingCheckpoint(checkpoint, checkpoint_seconds)]
         options: dict[str, Any] = {
@@ -240,9 +247,10 @@ def fit(
             "callbacks": [EarlyStoppingRestoreBest(vae, config), *callbacks]
             if n_validation
             else callbacks,
-            "enable_progress_bar": progress_bar,
+            "enable_progress_bar": progress_bar
+            or any(isinstance(each, ProgressBar) for each in callbacks),
             "enable_model_summary": False,
-            "enable_checkpointing": checkpoint is not None,
+            "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
             "logger": False,
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
@@ -251,8 +259,10 @@ def fit(
         try:
             trainer = L.Trainer(**options | given)
         except MisconfigurationException as error:
+            others = f" with trainer_kwargs={sorted(trainer_kwargs)}" if trainer_kwargs else ""
             raise ValueError(
-                f"accelerator={accelerator!r}, devices={devices!r} are not available here: {error}"
+                f"accelerator={accelerator!r}, devices={devices!r}{others}: Lightning's Trainer "
+                f"refuses this: {error}"
             ) from error
         check_trainer(trainer)
         try:
@@ -269,6 +279,40 @@ def fit(
             epochs = module.history
             module.release()
     return pd.DataFrame(epochs).set_index("epoch")
+
+
+_OF_TRAIN = {
+    "gradient_clip_val": "gradient_clip, the maximum norm of the gradient",
+    "gradient_clip_algorithm": "gradient_clip, which is a maximum norm",
+    "accumulate_grad_batches": "batch_size: a step is one minibatch",
+}
+"""Arguments of the Trainer that ``train`` has itself or replaces, and by what."""
+
+
+def _trainer_arguments(trainer_kwargs: Mapping[str, Any], devices: Any) -> dict[str, Any]:
+    """Check the arguments for Lightning's Trainer, and complete devices, nodes and callbacks.
+
+    Raises
+    ------
+    ValueError
+        If an argument is one of ``train`` itself.
+    """
+    given = dict(trainer_kwargs)
+    for name, instead in _OF_TRAIN.items():
+        value = given.pop(name, None)
+        if value is not None and (name, value) != ("accumulate_grad_batches", 1):
+            raise ValueError(f"trainer_kwargs has {name}={value!r}; give train() {instead}.")
+    started = launched(given.get("devices", devices), os.environ)
+    plugins = given.pop("plugins", None) or []
+    plugins = plugins if isinstance(plugins, (list, tuple)) else [plugins]
+    if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        plugins = [*plugins, *started.pop("plugins", [])]
+    callbacks = given.pop("callbacks", None) or []
+    callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+    if (max_time := given.pop("max_time", None)) is not None:
+        callbacks.append(Timer(max_time, interval="epoch", verbose=False))
+    started.pop("plugins", None)
+    return {"num_nodes": 1, **given, **started, "plugins": plugins, "callbacks": callbacks}
 
 
 _32 = (None, "32-true", "32", 32)  # Lightning's names
@@ -359,9 +403,15 @@ def check_trainer(trainer: L.Trainer) -> None:
     Raises
     ------
     ValueError
-        If the precision is less than 32 bits, or the strategy forks or spawns processes.
+        If the precision is less than 32 bits, or the strategy is neither one device nor distributed
+        data parallel, or forks or spawns processes.
     """
     check_precision(trainer.precision)
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise ValueError(
+            f"strategy={type(trainer.strategy).__name__} is not supported; leave strategy out, or "
+            "give 'ddp' for several devices."
+        )
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ValueError(
             "processes that are forked or spawned (strategy='ddp_spawn', 'ddp_fork' or "

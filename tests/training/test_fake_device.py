@@ -1,6 +1,7 @@
 """Everything that is done on a GPU, without one: on a device that refuses tensors of another."""
 
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ def there(monkeypatch):
     name = _get_fused_kernels_supported_devices.__name__
     monkeypatch.setattr(sys.modules["torch.optim.optimizer"], name, lambda: fused)
     # In inference mode a dispatch mode sees whole operations, and not what they are made of.
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    monkeypatch.setattr(
+        torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext()
+    )
     unmoved = torch.no_grad()(initialization.moments.__wrapped__)
     for module in (initialization, sys.modules[TrainingModule.__module__]):
         monkeypatch.setattr(module, "moments", unmoved)

@@ -11,6 +11,7 @@ from helpers import small_scale, train
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 
+import pyro_scale as ps
 from pyro_scale.training import TrainingModule
 
 
@@ -106,6 +107,61 @@ def test_a_device_that_there_is_not_leaves_the_model_to_be_asked(cells):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device, so it is not refused")
     refused(small_scale(cells), "accelerator='gpu'", 2, accelerator="gpu")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"gradient_clip_val": 1.0}, "has gradient_clip_val=1.0; give train() gradient_clip"),
+        ({"gradient_clip_algorithm": "norm"}, "give train() gradient_clip"),
+        ({"accumulate_grad_batches": 4}, "give train() batch_size: a step is one minibatch"),
+        ({"strategy": "fsdp", "accelerator": "cpu"}, "strategy"),
+        ({"limit_train_batches": 2.5}, "with trainer_kwargs=['callbacks', 'limit_train_batches']"),
+    ],
+)
+def test_arguments_of_the_trainer_are_refused_by_their_own_name(cells, kwargs, words):
+    refused(small_scale(cells), words, 2, trainer_kwargs=kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"gradient_clip_val": None},
+        {"accumulate_grad_batches": 1},
+        {"strategy": "ddp"},
+        {"strategy": "auto"},
+        {"plugins": []},
+        {"max_epochs": -1},
+    ],
+)
+def test_what_changes_nothing_is_not_refused(cells, kwargs):
+    model = small_scale(cells)
+    train(model, 3, trainer_kwargs=kwargs)
+    assert len(model.history) == 3
+    assert not torch.distributed.is_initialized()
+
+
+def model_built_in(mode, cells, tmp_path):
+    with mode:
+        built = small_scale(cells)
+        built.save(tmp_path / "model")
+        return built, ps.SCALE.load(tmp_path / "model", cells)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_without_gradients_around_it_everything_is_the_same(cells, mode, tmp_path):
+    expected = small_scale(cells)
+    train(expected, 3)
+    for model in model_built_in(mode(), cells, tmp_path):
+        train(model, 3)
+        with mode():
+            inside = small_scale(cells)
+            train(inside, 3)
+            assert ps.compare(inside, cells, n_samples=20, n_cells=2, warmup_steps=1).rows
+            assert ps.ladder(inside, cells, n_samples=100, n_cells=2, warmup_steps=0).frame.size
+        for name, tensor in expected.vae.state_dict().items():
+            assert torch.equal(model.vae.state_dict()[name], tensor)
+            assert torch.equal(inside.vae.state_dict()[name], tensor)
 
 
 SCRIPT = """
