@@ -218,7 +218,9 @@ def check_array(name: str, value: Any, dtype: DTypeLike | None = None) -> NDArra
 
 
 def check_path(name: str, value: Any) -> Path:
-    """Return ``value`` as a path.
+    """Return ``value`` as a path, with ``~`` replaced by the home folder.
+
+    All paths that a user gives come through here.
 
     Raises
     ------
@@ -228,10 +230,12 @@ def check_path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, Path)):
         raise TypeError(f"{name}={reprlib.repr(value)} must be a path.")
     try:
-        Path(value).exists()
-    except (OSError, ValueError) as error:  # a name too long, a null character
+        path = Path(value).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        # A name too long, a null character, or ~name of nobody.
         raise ValueError(f"{name}={reprlib.repr(value)} is not a valid path: {error}.") from error
-    return Path(value)
+    return path
 
 
 def check_labels(name: str, labels: Any) -> pd.Series:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pyro_scale._streams import tolerant_output
 from pyro_scale.cli._options import join_width_options
 from pyro_scale.cli.compare import compare
 from pyro_scale.cli.demo import demo
@@ -50,4 +51,5 @@ def main() -> None:
     """Run the command ``pyro-scale`` with the arguments of this process."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore", category=FutureWarning)
-    app(args=join_width_options(sys.argv[1:]))
+    with tolerant_output():  # a log that is closed must not end a run of hours
+        app(args=join_width_options(sys.argv[1:]))

@@ -16,6 +16,7 @@ from anndata import AnnData
 
 from pyro_scale import _atomic
 from pyro_scale import preprocessing as pp
+from pyro_scale._validation import check_path
 from pyro_scale.analysis import (
     cluster_report,
     embed,
@@ -28,6 +29,7 @@ from pyro_scale.analysis.embedding import default_embedding
 from pyro_scale.cli._console import console, echo
 from pyro_scale.data import read
 from pyro_scale.data.readers.paths import expand
+from pyro_scale.data.writers import any_strings
 from pyro_scale.exceptions import DataError
 from pyro_scale.scale import SCALE
 
@@ -48,7 +50,7 @@ def check_inputs(files: Sequence[str]) -> None:
     if not files:
         raise ValueError("no file is given; for example: pyro-scale run cells.h5ad -k 8")
     for file in files:
-        expand(Path(file))
+        expand(check_path("FILES", file))
 
 
 def read_cells(
@@ -104,7 +106,7 @@ def add_labels(adata: AnnData, label: str | None) -> str | None:
     """
     if label is None or label in adata.obs:
         return label
-    path = Path(label)
+    path = check_path("--label", label)
     if not path.is_file():
         raise DataError(
             f"--label {label!r} is not in obs; it has {', '.join(adata.obs) or 'no columns'}. "
@@ -208,7 +210,8 @@ class Outputs:
             new.mkdir()
             if pretrain is None:
                 model.save(new / "model")
-            result.write_h5ad(new / "adata.h5ad", compression="gzip")
+            with any_strings():
+                result.write_h5ad(new / "adata.h5ad", compression="gzip")
             x = model.counts(adata).read()
             scores = peak_specificity(x, result.obs[self.cluster_key], list(model.peak_names))
             specific_peaks(scores).to_csv(new / "specific_peaks.tsv", sep="\t", index=False)
@@ -311,7 +314,7 @@ def output_folder(
             "-o, or give --overwrite."
         )
     for path in inputs or ():
-        if Path(path).resolve() in {(output / name).resolve() for name in RESULTS}:
+        if check_path("FILES", path).resolve() in {(output / name).resolve() for name in RESULTS}:
             raise ValueError(f"{path} is an input and would be replaced; choose another -o.")
     created = [folder for folder in (output, *output.parents) if not folder.exists()]
     leftover = list(output.glob(".scale-*"))  # temporary folders of processes that were killed

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pyro_scale._validation import check_path
 from pyro_scale.data.peak_names import PEAK_STYLES
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "PeakStyleOption",
     "Peaks",
     "Seed",
+    "expand_home",
     "join_width_options",
     "parse_widths",
 ]
@@ -54,10 +56,22 @@ K = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+
+
+def expand_home(path: Path | None) -> Path | None:
+    """Replace ``~``, which a shell leaves within quotes and in ``--output=~/result``."""
+    return None if path is None else check_path("path", path)
+
+
 Out = Annotated[
     Path,
     typer.Option(
-        "-o", "--output", "--outdir", help="Folder for the results.", rich_help_panel=OUTPUT
+        "-o",
+        "--output",
+        "--outdir",
+        help="Folder for the results.",
+        callback=expand_home,
+        rich_help_panel=OUTPUT,
     ),
 ]
 Seed = Annotated[

@@ -11,7 +11,16 @@ import pyro_scale as ps
 from pyro_scale import preprocessing as pp
 from pyro_scale.cli._console import cli_errors, console, echo, progress, show
 from pyro_scale.cli._files import read_cells
-from pyro_scale.cli._options import MODEL, OUTPUT, Files, Layer, Likelihood, Peaks
+from pyro_scale.cli._options import (
+    MODEL,
+    OUTPUT,
+    Files,
+    Layer,
+    Likelihood,
+    Peaks,
+    PeakStyleOption,
+    expand_home,
+)
 
 __all__ = ["compare", "compare_model"]
 
@@ -47,6 +56,7 @@ def compare(
     files: Files = None,
     layer: Layer = None,
     peaks: Peaks = None,
+    peak_style: PeakStyleOption = None,
     n_components: Annotated[
         int,
         typer.Option(
@@ -72,12 +82,17 @@ def compare(
         Path | None,
         typer.Option(
             help="JSON file for the table, with the reason for each status.",
+            callback=expand_home,
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="File for the figure (.png, .pdf or .svg).", rich_help_panel=OUTPUT),
+        typer.Option(
+            help="File for the figure (.png, .pdf or .svg).",
+            callback=expand_home,
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
 ) -> None:
     """Compute every ELBO by Pyro and by its closed form, and print whether the two agree.
@@ -89,7 +104,7 @@ def compare(
     with cli_errors():
         console.print(f"seed {seed}")
         _check_writable(json, plot)
-        adata = read_cells(files or [], peaks=peaks, batch_key=None)
+        adata = read_cells(files or [], peaks=peaks, batch_key=None, peak_style=peak_style)
         model = ps.SCALE(
             pp.filter_cells(adata, min_peaks=1, layer=layer),
             n_components,

@@ -43,8 +43,10 @@ from pyro_scale.cli._options import (
     Peaks,
     PeakStyleOption,
     Seed,
+    expand_home,
     parse_widths,
 )
+from pyro_scale.data.writers import check_writable
 from pyro_scale.programs import FORMULATIONS
 
 __all__ = ["run"]
@@ -235,6 +237,7 @@ def run(
         Option(
             help="Use this trained model instead of training: a saved model folder, or a "
             "model.pt of the original SCALE.",
+            callback=expand_home,
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -350,6 +353,7 @@ def run(
             settings = _settings(
                 adata.n_obs, max_epochs, max_iter, batch_size, lr, weight_decay, gpu
             )
+            check_writable(adata, output)
             console.print(f"training {model}", highlight=False)
             if verbose:
                 echo(f"configuration: {model.config.to_dict()}")

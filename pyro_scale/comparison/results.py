@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from pyro_scale._validation import check_path
 from pyro_scale.objectives import Agreement, ObjectiveSpec
 from pyro_scale.programs import Treatment
 
@@ -160,7 +161,7 @@ class Comparison:
         }
         text = json.dumps(content, indent=2, allow_nan=False)
         if path is not None:
-            Path(path).write_text(text + "\n")
+            check_path("path", path).write_text(text + "\n")
         return text
 
     def plot(self) -> Figure:

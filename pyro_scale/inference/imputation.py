@@ -17,6 +17,7 @@ from scipy import sparse
 from pyro_scale._atomic import atomic_write
 from pyro_scale._validation import check_choice
 from pyro_scale.data import CountMatrix
+from pyro_scale.data.writers import any_strings
 from pyro_scale.inference.accessibility import Depth, cells_at_once, expected
 from pyro_scale.programs import MixtureVAE
 
@@ -100,8 +101,9 @@ def write_imputed(
                 "var": pd.DataFrame(index=counts.var_names),
                 "uns": {**uns, "scale_imputed": imputed},
             }
-            for name, element in elements.items():
-                write_elem(store, name, element)
+            with any_strings():
+                for name, element in elements.items():
+                    write_elem(store, name, element)
             if binary:
                 _write_sparse(store, _binary_parts(vae, counts, depth), counts.n_peaks)
             else:

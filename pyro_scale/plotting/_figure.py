@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_scale._atomic import atomic_write
+from pyro_scale._validation import check_path
 from pyro_scale.plotting._style import style
 
 __all__ = ["drawn", "on_axes", "root_figure"]
@@ -21,7 +22,7 @@ def _checked(save: str | Path | None) -> Path | None:
     """Check the extension and the folder of ``save`` before drawing starts; return its path."""
     if save is None:
         return None
-    path = Path(save)
+    path = check_path("save", save)
     if path.suffix.lower() not in _KINDS:
         raise ValueError(f"save={str(save)!r}: expected a name that ends in {', '.join(_KINDS)}.")
     if not path.parent.is_dir():

@@ -26,6 +26,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pyro_scale._locking import exclusive
+from pyro_scale._streams import tolerant_output
 from pyro_scale.data import CountMatrix
 from pyro_scale.exceptions import OutOfMemoryError
 from pyro_scale.objectives import ObjectiveSpec
@@ -266,7 +267,7 @@ def fit(
             ) from error
         check_trainer(trainer)
         try:
-            with _keyboard_interrupts():
+            with _keyboard_interrupts(), tolerant_output():
                 trainer.fit(module, ckpt_path=resumed, weights_only=True)
                 if trainer.received_sigterm:  # Lightning does not check after the last step
                     raise SIGTERMException

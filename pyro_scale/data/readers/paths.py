@@ -91,7 +91,7 @@ def expand(path: Path) -> list[Path]:
     FileNotFoundError
         If there are none; the message suggests the nearest names.
     """
-    file, modality = modality_of(path.expanduser())
+    file, modality = modality_of(path)
     names = [file] if file.exists() else glob.glob(str(file), recursive=True)
     found = sorted(map(Path, names))
     if not found:

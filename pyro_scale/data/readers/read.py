@@ -141,10 +141,9 @@ def read(
             raise TypeError(
                 f"expected a path, several paths, or one AnnData; got {type(each).__name__}."
             )
-        check_path("path", each)
     if not given:
         raise DataError("no path was given; expected one or more.")
-    files = [file for each in given for file in expand(Path(each))]
+    files = [file for each in given for file in expand(check_path("path", each))]
     if len(files) == 1:
         return _styled(_read_one(files[0], peaks, backed=backed), peak_style)
     if backed:
