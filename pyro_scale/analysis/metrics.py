@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from scipy.optimize import linear_sum_assignment
 from pyro_scale._validation import check_labels
 
 __all__ = ["ClusterReport", "cluster_report", "cluster_scores", "match_clusters"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class ClusterReport(NamedTuple):
@@ -45,6 +49,7 @@ class ClusterReport(NamedTuple):
 
 
 def _pair(labels: Sequence[object], clusters: Sequence[object]) -> tuple[list[str], list[str]]:
+    """Return labels and clusters as strings, without the cells that lack one of them."""
     known, found = check_labels("labels", labels), check_labels("clusters", clusters)
     if len(known) != len(found):
         raise ValueError(
@@ -52,7 +57,12 @@ def _pair(labels: Sequence[object], clusters: Sequence[object]) -> tuple[list[st
         )
     if len(known) == 0:
         raise ValueError("there are no cells to score.")
-    return [str(x) for x in known], [str(x) for x in found]
+    both = known.notna().to_numpy() & found.notna().to_numpy()
+    if not both.any():
+        raise ValueError("no cell has a label and a cluster; there is nothing to score.")
+    if not both.all():
+        logger.info("%d cells without a label or a cluster are left out.", (~both).sum())
+    return [str(x) for x in known[both]], [str(x) for x in found[both]]
 
 
 def cluster_scores(labels: Sequence[object], clusters: Sequence[object]) -> dict[str, float]:
@@ -64,7 +74,8 @@ def cluster_scores(labels: Sequence[object], clusters: Sequence[object]) -> dict
     Parameters
     ----------
     labels, clusters
-        Labels and clusters of the cells: one entry per cell, in the same order.
+        Labels and clusters of the cells: one entry per cell, in the same order. Cells without a
+        label (None or NaN) are left out.
 
     Raises
     ------
@@ -95,7 +106,8 @@ def match_clusters(labels: Sequence[object], clusters: Sequence[object]) -> dict
     Parameters
     ----------
     labels, clusters
-        Labels and clusters of the cells: one entry per cell, in the same order.
+        Labels and clusters of the cells: one entry per cell, in the same order. Cells without a
+        label (None or NaN) are left out.
 
     References
     ----------
@@ -127,7 +139,8 @@ def cluster_report(labels: Sequence[object], clusters: Sequence[object]) -> Clus
     Parameters
     ----------
     labels, clusters
-        Labels and clusters of the cells: one entry per cell, in the same order.
+        Labels and clusters of the cells: one entry per cell, in the same order. Cells without a
+        label (None or NaN) are left out.
 
     Returns
     -------
@@ -146,7 +159,7 @@ def cluster_report(labels: Sequence[object], clusters: Sequence[object]) -> Clus
     """
     from sklearn.metrics import f1_score
 
-    labels, clusters = _pair(labels, clusters)
+    labels, clusters = _pair(labels, clusters)  # strings, so that it does nothing the next time
     matching = match_clusters(labels, clusters)
     matched = [matching[cluster] for cluster in clusters]
     confusion = pd.crosstab(np.asarray(labels, object), np.asarray(matched, object))

@@ -16,7 +16,7 @@ from anndata import AnnData
 
 from pyro_scale import _atomic
 from pyro_scale import preprocessing as pp
-from pyro_scale._validation import check_path
+from pyro_scale._validation import check_path, listed
 from pyro_scale.analysis import (
     cluster_report,
     embed,
@@ -109,7 +109,7 @@ def add_labels(adata: AnnData, label: str | None) -> str | None:
     path = check_path("--label", label)
     if not path.is_file():
         raise DataError(
-            f"--label {label!r} is not in obs; it has {', '.join(adata.obs) or 'no columns'}. "
+            f"--label {label!r} is not in obs; it has {listed(adata.obs)}. "
             "There is no file of this name either; expected a column of obs, or a file with a "
             "cell's name and its label in every line."
         )

@@ -279,8 +279,9 @@ def by_quadrature(vae: MixtureVAE, cells: CellBatch) -> Rungs:
     Differences of bounds are integrated over q(z|x) by Gaussian quadrature: Gauss-Hermite for the
     log-likelihood, which is smooth over q(z|x), and Gauss-Legendre in panels for the mixture, whose
     p(c|z) may be too steep for Gauss-Hermite. Divergences are integrated by the trapezoidal rule.
-    log p(x) is integrated around the mode of the *true posterior* p(z|x), by the trapezoidal rule
-    for the difference of bounds and by Gauss-Legendre for the divergence.
+    log p(x) is the sum over components of the integrals of p(x|z) p(z|c) p(c), each around its own
+    mode (:func:`_regions`), by the trapezoidal rule for the difference of bounds and by
+    Gauss-Legendre for the divergence.
     """
     parts = [_one_cell(vae, cells.take(slice(n, n + 1))) for n in range(cells.n_cells)]
 
@@ -294,6 +295,82 @@ def by_quadrature(vae: MixtureVAE, cells: CellBatch) -> Rungs:
         errors=column([part.errors for part in parts]),
         extra={},
     )
+
+
+class _Region(NamedTuple):
+    """Where p(x,z,c) of a cell has its mass in z, for one component c.
+
+    Attributes
+    ----------
+    c
+        Index of the component.
+    mode_nd, root_ndd
+        The mode, shape ``(1, d)``, and a root of the Laplace covariance, ``(1, d, d)``.
+    width
+        Half the side of the box around the mode, in units of the root.
+    """
+
+    c: int
+    mode_nd: Tensor
+    root_ndd: Tensor
+    width: float
+
+
+_NEGLIGIBLE = 60.0  # nats below the largest component, by Laplace's approximation
+
+
+def _log_p_zc(at: EvaluationPoint, z_mnd: Tensor) -> Tensor:
+    """Return log p(z,c) at m values of z per cell, shape ``(m, n, k)``."""
+    return at.log_pi_k + terms.log_p_z_given_c(z_mnd, at.loc_kd, at.var_kd)
+
+
+def _regions(vae: MixtureVAE, cells: CellBatch, at: EvaluationPoint) -> list[_Region]:
+    """Find where p(x,z,c) of a cell has its mass, for each component c that matters.
+
+    The posterior p(z|x) may have a mode per component, far from each other, and an integral around
+    one of them misses the others. For one component, p(x|z) p(z|c) has a single mode if the decoder
+    is linear, since its logarithm is then concave. With hidden layers it may have several: the
+    search starts from points around the component's mean and from the encoder's mean, and the box
+    is widened until it holds all modes that were found.
+    """
+    d, n_components = vae.n_latent, len(at.log_pi_k)
+    steps = torch.cat([torch.zeros(1, d), *(s * torch.eye(d) for s in (-2, -1, 1, 2))])
+    if not len(vae.likelihood.hidden):
+        steps = steps[:1]
+    around = at.loc_kd[:, None] + steps.to(at.var_kd) * at.var_kd.sqrt()[:, None]
+    start_ksd = torch.cat([around, at.loc_nd.expand(n_components, 1, d)], 1)
+    n_starts = start_ksd.shape[1]
+    c_s = torch.arange(n_components).repeat_interleave(n_starts)
+
+    def log_joint(z_sd: Tensor) -> Tensor:
+        z_mnd = z_sd.unsqueeze(1)
+        rows = torch.arange(len(z_sd))
+        return _log_lik(vae, cells, at, z_mnd)[:, 0] + _log_p_zc(at, z_mnd)[rows, 0, c_s]
+
+    with torch.enable_grad():
+        mode_sd, root_sdd = posterior_mode(log_joint, start_ksd.reshape(-1, d))
+    value_ks = log_joint(mode_sd).view(n_components, n_starts)
+    best_k = value_ks.argmax(1) + n_starts * torch.arange(n_components)
+    mass_k = value_ks.amax(1) + torch.linalg.slogdet(root_sdd[best_k]).logabsdet
+    regions = []
+    for c in range(n_components):
+        if mass_k[c] < mass_k.max() - _NEGLIGIBLE:
+            continue
+        best = int(best_k[c])
+        mode_nd, root_ndd = mode_sd[best : best + 1], root_sdd[best : best + 1]
+
+        def around_mode(
+            x_md: Tensor, c: int = c, mode_nd: Tensor = mode_nd, root_ndd: Tensor = root_ndd
+        ) -> Tensor:
+            z_mnd, _ = _nodes(Rule(x_md, torch.zeros(len(x_md))), mode_nd, root_ndd)
+            return _log_lik(vae, cells, at, z_mnd)[:, 0] + _log_p_zc(at, z_mnd)[:, 0, c]
+
+        found_sd = mode_sd.view(n_components, n_starts, d)[c]
+        near_s = value_ks[c] > value_ks[c].max() - _NEGLIGIBLE
+        away_sd = torch.linalg.solve(root_ndd[0], (found_sd[near_s] - mode_nd).T).T
+        width = half_width(around_mode, d, least=9 + float(away_sd.abs().max()))
+        regions.append(_Region(c, mode_nd, root_ndd, width))
+    return regions
 
 
 @torch.no_grad()
@@ -337,22 +414,17 @@ def _one_cell(vae: MixtureVAE, cells: CellBatch) -> Rungs:
             ]
         )
 
-    def log_joint(z_mnd: Tensor) -> Tensor:
-        return _log_lik(vae, cells, at, z_mnd) + _mixture(at, z_mnd).log_p_z_mn
-
-    with torch.enable_grad():
-        mode_nd, root_ndd = posterior_mode(lambda z: log_joint(z.unsqueeze(0))[0], loc_nd)
-
-    def around_mode(x_md: Tensor) -> Tensor:
-        z_mnd, _ = _nodes(Rule(x_md, torch.zeros(len(x_md))), mode_nd, root_ndd)
-        return log_joint(z_mnd)[:, 0]
-
-    width = half_width(around_mode, d)
+    regions = _regions(vae, cells, at)
 
     def log_px(rule: Callable[[int, int, float], Rule]) -> Callable[[int], Tensor]:
         def integrate(n: int) -> Tensor:
-            z_mnd, log_w_mn = _nodes(rule(n, d, width), mode_nd, root_ndd)
-            return (log_w_mn + log_joint(z_mnd)).logsumexp(0)
+            parts = []
+            for region in regions:
+                nodes = rule(n, d, region.width)
+                z_mnd, log_w_mn = _nodes(nodes, region.mode_nd, region.root_ndd)
+                log_joint_mn = _log_lik(vae, cells, at, z_mnd) + _log_p_zc(at, z_mnd)[..., region.c]
+                parts.append((log_w_mn + log_joint_mn).logsumexp(0))
+            return torch.stack(parts).logsumexp(0)
 
         return integrate
 

@@ -92,7 +92,9 @@ def trapezoid(n: int, dimension: int, width: float = 9.0) -> Rule:
     return _product(x, torch.full((n,), float(np.log(step)), dtype=torch.float64), dimension)
 
 
-def half_width(log_f: Callable[[Tensor], Tensor], dimension: int, *, drop: float = 40.0) -> float:
+def half_width(
+    log_f: Callable[[Tensor], Tensor], dimension: int, *, drop: float = 40.0, least: float = 9.0
+) -> float:
     """Return half the side of a box around the origin outside which a function is negligible.
 
     Parameters
@@ -104,17 +106,20 @@ def half_width(log_f: Callable[[Tensor], Tensor], dimension: int, *, drop: float
         d, one or two.
     drop
         How far log f must fall below its value at the origin on the boundary of the box.
+    least
+        Smallest half side that is tried.
 
     Returns
     -------
     float
-        Half the side of the box: 9, doubled until log f has fallen by ``drop`` (at most 288).
+        Half the side of the box: ``least``, doubled until log f has fallen by ``drop`` (from 288
+        on, it is not doubled any more).
     """
     side = torch.linspace(-1, 1, 33, dtype=torch.float64)
     box = _product(side, torch.zeros_like(side), dimension).x_md
     edge = box[box.abs().amax(-1) == 1]
     centre = float(log_f(torch.zeros_like(edge[:1])))
-    width = 9.0
+    width = least
     while width < 288 and float(log_f(width * edge).max()) > centre - drop:
         width *= 2
     return width

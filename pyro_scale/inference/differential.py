@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import reprlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -19,6 +20,7 @@ from pyro_scale._validation import (
     check_labels,
     check_number,
     check_seed,
+    listed,
 )
 from pyro_scale.data import CountMatrix, sparse_cells
 from pyro_scale.exceptions import DataError
@@ -26,6 +28,8 @@ from pyro_scale.inference.accessibility import cells_at_once, decoded
 from pyro_scale.programs import CellBatch, MixtureVAE, rsample
 
 __all__ = ["Mode", "differential_accessibility", "false_discoveries"]
+
+logger = logging.getLogger(__name__)
 
 Mode = Literal["change", "vanilla"]
 """Event whose probability is reported.
@@ -206,10 +210,12 @@ def _pairs_by_name(
     """Return the pairs of groups to compare: each of ``group1`` with ``group2``.
 
     With ``group1=None`` each group is compared, and with ``group2=None`` each is compared with all
-    other cells.
+    other cells that have a group.
     """
-    values = _values(counts, obs, groupby)
-    known = sorted(set(values.tolist()))
+    values, has_group = _values(counts, obs, groupby)
+    known = sorted(set(values[has_group].tolist()))
+    if not known:
+        raise DataError("no cell has a group; every entry of groupby is missing.")
     if not isinstance(group2, str | None):
         raise TypeError(f"group2={reprlib.repr(group2)} must be the name of a group.")
     if group1 is not None and not isinstance(group1, str):
@@ -217,13 +223,15 @@ def _pairs_by_name(
     firsts = known if group1 is None else [group1] if isinstance(group1, str) else list(group1)
     for name in [*firsts, *([] if group2 is None else [group2])]:
         if name not in known:
-            raise DataError(f"group {name!r} has no cells; the groups are {', '.join(known)}.")
+            raise DataError(f"group {name!r} has no cells; the groups are {listed(known)}.")
     if len(known) < 2:
         raise DataError(f"all cells are in group {known[0]!r}: there are no others to compare.")
     if not firsts:
-        raise DataError(f"group1 names no group; the groups are {', '.join(known)}.")
+        raise DataError(f"group1 names no group; the groups are {listed(known)}.")
     if group2 is None:
-        return [_Pair(values == name, values != name, (name, "rest")) for name in firsts]
+        return [
+            _Pair(values == name, (values != name) & has_group, (name, "rest")) for name in firsts
+        ]
     if set(firsts) == {group2}:
         raise DataError(f"group1 and group2 are both {group2!r}: choose two groups.")
     return [
@@ -233,23 +241,28 @@ def _pairs_by_name(
 
 def _values(
     counts: CountMatrix, obs: pd.DataFrame | None, groupby: str | Sequence[object] | None
-) -> NDArray[np.str_]:
-    """Return the name of each cell's group, shape ``(n,)``.
+) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+    """Return the name of each cell's group, and whether it has one, both of shape ``(n,)``.
 
-    ``groupby`` is a column of ``obs``, or a sequence with one group per cell.
+    ``groupby`` is a column of ``obs``, or a sequence with one group per cell. Cells whose entry is
+    missing (None or NaN) have no group; their name is None.
     """
     if isinstance(groupby, str):
         if obs is None or groupby not in obs:
-            columns = "" if obs is None else ", ".join(map(str, obs.columns))
+            columns = listed(() if obs is None else obs.columns)
             raise DataError(
-                f"groupby={groupby!r} is not a column of adata.obs (the columns are: "
-                f"{columns or 'none'}); give adata, or one entry per cell."
+                f"groupby={groupby!r} is not a column of adata.obs (the columns are: {columns}); "
+                "give adata, or one entry per cell."
             )
         groupby = obs[groupby].tolist()
-    values = check_labels("groupby", groupby).astype(str).to_numpy(dtype=str)
-    if len(values) != counts.n_cells:
-        raise DataError(f"{len(values)} groups for {counts.n_cells} cells: expected one each.")
-    return values
+    groups = check_labels("groupby", groupby).reset_index(drop=True)
+    if len(groups) != counts.n_cells:
+        raise DataError(f"{len(groups)} groups for {counts.n_cells} cells: expected one each.")
+    has_group = groups.notna().to_numpy()
+    if not has_group.all():
+        logger.info("%d cells without a group are left out.", (~has_group).sum())
+    names = groups.astype(str).astype(object).where(has_group, None).to_numpy()
+    return names, has_group
 
 
 def _pair_by_position(counts: CountMatrix, idx1: ArrayLike, idx2: ArrayLike | None) -> _Pair:

@@ -12,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from pyro_scale._validation import named_layers
+from pyro_scale._validation import listed, named_layers
 from pyro_scale.exceptions import DataError
 from pyro_scale.plotting._style import MISSING, colour
 
@@ -94,16 +94,11 @@ def check_cells(adata: AnnData) -> None:
         raise DataError("adata has no cells to draw.")
 
 
-def _listed(names: Sequence[Any] | pd.Index) -> str:
-    shown = [str(name) for name in names[:30]]
-    return ", ".join(shown + ["..."] * (len(names) > 30)) or "nothing"
-
-
 def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     """Return ``adata.obs[key]``, or raise an error that lists the columns."""
     if key not in adata.obs:
         raise DataError(
-            f"{argument}={key!r} is not a column of adata.obs; it has {_listed(adata.obs.columns)}."
+            f"{argument}={key!r} is not a column of adata.obs; it has {listed(adata.obs.columns)}."
         )
     column: pd.Series = adata.obs[key]
     return column
@@ -127,7 +122,7 @@ def obsm_array(adata: AnnData, key: str, argument: str, hint: str = "") -> NDArr
     """Return ``adata.obsm[key]`` as a dense matrix of finite numbers."""
     if key not in adata.obsm:
         raise DataError(
-            f"{argument}={key!r} is not in adata.obsm; it has {_listed(list(adata.obsm))}.{hint}"
+            f"{argument}={key!r} is not in adata.obsm; it has {listed(list(adata.obsm))}.{hint}"
         )
     value = adata.obsm[key]
     value = value.toarray() if is_sparse(value) else value
@@ -148,7 +143,7 @@ def matrix_of(adata: AnnData, layer: str | None, hint: str = "") -> Any:
     if layer not in adata.layers:
         raise DataError(
             f"layer={layer!r} is not in adata.layers; it has "
-            f"{_listed(list(named_layers(adata)))}.{hint}"
+            f"{listed(list(named_layers(adata)))}.{hint}"
         )
     return adata.layers[layer]
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgba_array
 from numpy.typing import NDArray
 
+from pyro_scale._validation import listed
 from pyro_scale.exceptions import DataError
 from pyro_scale.plotting._anndata import (
     Groups,
@@ -170,7 +171,7 @@ def _colouring(adata: AnnData, color: str) -> Groups | NDArray[np.float64]:
             return np.where(np.isfinite(values), values, np.nan)
         return groups_of(column)
     if color not in adata.var_names:
-        columns = ", ".join(map(str, adata.obs.columns)) or "none"
+        columns = listed(adata.obs.columns)
         raise DataError(
             f"color={color!r} is neither a column of adata.obs (the columns are: {columns}) nor "
             f"one of {adata.n_vars} peaks."

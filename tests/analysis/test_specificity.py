@@ -8,6 +8,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from pyro_scale.analysis import (
     cluster_report,
+    cluster_scores,
     match_clusters,
     peak_specificity,
     specific_peaks,
@@ -141,3 +142,17 @@ def test_the_matching_equals_scales_where_that_runs(published, monkeypatch):
     theirs = published.utils.reassign_cluster_with_ref(clusters, labels)
     matching = match_clusters(labels, clusters)
     assert [matching[str(c)] for c in clusters] == [str(label) for label in theirs]
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_cells_without_a_label_are_no_label_of_their_own(missing, caplog):
+    caplog.set_level("INFO")
+    labels, clusters = ["a", missing, "b", "a"], ["0", "1", "1", "0"]
+    report = cluster_report(labels, clusters)
+    assert report.confusion.to_numpy().tolist() == [[2, 0], [0, 1]]
+    assert list(report.confusion.index) == ["a", "b"]
+    assert report.scores["ari"] == cluster_scores(["a", "b", "a"], ["0", "1", "0"])["ari"] == 1
+    assert "1 cells without a label or a cluster are left out" in caplog.text
+    assert match_clusters(pd.Categorical(labels), clusters) == {"0": "a", "1": "b"}
+    with pytest.raises(ValueError, match="no cell has a label and a cluster"):
+        cluster_scores([missing], ["0"])

@@ -270,3 +270,70 @@ def test_what_is_not_known_is_refused(file, tmp_path, monkeypatch, name):
     assert told.exit_code == 1
     assert words in told.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypatch):
+    """The shell leaves it in --output=~/result and within quotes."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(here)
+    cells = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    cells.write_h5ad(home / "cells.h5ad")
+    labels = "".join(f"{name}\ta\n" for name in cells.obs_names)
+    (home / "labels.tsv").write_text(labels)
+    fast = ["-k", 2, "--max-epochs", 2]
+    told = call("run", "~/cells.h5ad", "--output=~/out", "--label=~/labels.tsv", *fast)
+    assert told.exit_code == 0, told.output
+    told = call("run", "~/cells.h5ad", "--output=~/more", "--pretrain=~/out/model", "--embed=none")
+    assert told.exit_code == 0, told.output
+    told = call("compare", "~/cells.h5ad", "-k", 2, "--json=~/a.json", "--plot=~/a.png",
+                "--n-cells", 2, "--n-samples", 4)  # fmt: skip
+    assert told.exit_code in (0, 2), told.output
+    model = ps.SCALE.load("~/out/model", cells)
+    model.save("~/again")
+    model.impute("~/imputed.h5ad")
+    ps.pl.occupancy(model.to_anndata(), save="~/figure.png")
+    ps.SCALE(cells, 2, hidden=(4,)).train(1, checkpoint="~/kept", progress_bar=False)
+    assert not list(here.iterdir())
+    expected = {"out", "more", "again", "imputed.h5ad", "figure.png", "kept", "a.json", "a.png"}
+    assert expected <= {path.name for path in home.iterdir()}
+    assert ps.read("~/imputed.h5ad").shape == (40, model.counts().n_peaks)
+    with pytest.raises(FileNotFoundError, match="home"):
+        ps.read("~/none.h5ad")
+
+
+def test_nullable_strings_are_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    cells.obs["barcode"] = pd.array([f"cell {n}" for n in range(39)] + [None], dtype="string")
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        cells.write_h5ad("cells.h5ad")
+    told = call("run", "cells.h5ad", "-k", 2, "--max-epochs", 2, "--embed", "none", "--impute")
+    assert told.exit_code == 0, told.output
+    for name in ("adata", "imputed"):
+        written = ps.read(f"scale_output/{name}.h5ad")
+        assert written.obs["barcode"].isna().sum() == 1
+        assert written.obs["barcode"].iloc[1] == "cell 1"
+    assert not anndata.settings.allow_write_nullable_strings
+
+
+def test_what_cannot_be_written_is_said_before_training(tmp_path, monkeypatch):
+    """A file of h5ad cannot hold it, but other formats can, and a cell of another package."""
+    monkeypatch.chdir(tmp_path)
+    cells = ps.simulate(n_cells=40, n_peaks=60, n_clusters=2, density=0.2, seed=0)
+    cells.write_h5ad("cells.h5ad")
+
+    def read(*args, **kwargs):
+        cells.uns["mine"] = {"handle": object()}
+        return cells
+
+    monkeypatch.setattr("pyro_scale.cli._files.read", read)
+    monkeypatch.setattr(ps.SCALE, "train", None)
+    told = call("run", "cells.h5ad", "-k", 2)
+    assert told.exit_code == 1
+    assert told.stderr.startswith("error: the cells cannot be written to an h5ad file")
+    assert "handle" in told.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]

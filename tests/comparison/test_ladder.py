@@ -13,6 +13,7 @@ from pyro_scale.comparison.quadrature import (
     posterior_mode,
     trapezoid,
 )
+from pyro_scale.programs import MixtureVAE
 
 GAPS = ("posterior", "optimal", "averaged", "scale")
 
@@ -34,6 +35,57 @@ def test_gaps_are_divergences_by_quadrature(counts, n_latent, likelihood):
         assert (frame[f"error_{name}"] < 1e-8).all()
     assert frame["gap_optimal"].max() > 0.01  # the identities are not 0 = 0
     assert frame["gap_scale"].max() > 0.01
+
+
+def bimodal(n_latent, decoder_hidden=()):
+    """A model whose posterior has two modes, 12 apart, of which an encoder sees none."""
+    torch.manual_seed(12)
+    vae = MixtureVAE(
+        6, n_components=2, n_latent=n_latent, hidden=(5,), decoder_hidden=decoder_hidden
+    ).double()
+    with torch.no_grad():
+        vae.prior.logits_k.zero_()
+        vae.prior.loc_kd.zero_()
+        vae.prior.loc_kd[:, 0] = torch.tensor([-6.0, 6.0])
+        vae.prior.raw_var_kd.fill_(np.log(np.expm1(0.09)))
+        vae.likelihood.peaks.weight.mul_(0.01 if not decoder_hidden else 1)
+    return vae
+
+
+@pytest.mark.parametrize("decoder_hidden", [(), (7,)])
+@pytest.mark.parametrize("n_latent", [1, 2])
+def test_log_p_x_of_a_posterior_with_two_modes(n_latent, decoder_hidden):
+    """Against a grid over both modes, whose step is a twelfth of a component's deviation."""
+    vae = bimodal(n_latent, decoder_hidden)
+    x = np.random.default_rng(0).integers(0, 2, (3, 6)).astype(float)
+    result = ps.ladder(vae, x, n_cells=3, warmup_steps=0)
+    sides = [torch.arange(-9, 9, 0.025, dtype=torch.float64)]
+    if n_latent == 2:
+        sides.append(torch.arange(-3, 3, 0.025, dtype=torch.float64))
+    z = torch.cartesian_prod(*sides).reshape(-1, n_latent)
+    with torch.no_grad():
+        logits = vae.likelihood.peaks(vae.likelihood.hidden(z))
+        log_p_z = vae.prior.mixture().log_prob(z)
+        grid = [
+            float(
+                (
+                    -torch.nn.functional.binary_cross_entropy_with_logits(
+                        logits, row.expand_as(logits), reduction="none"
+                    ).sum(1)
+                    + log_p_z
+                ).logsumexp(0)
+            )
+            + n_latent * np.log(0.025)
+            for row in torch.from_numpy(x)
+        ]
+    frame = result.to_frame()
+    np.testing.assert_allclose(frame["log_px"], grid, atol=1e-8)
+    # p(c|z) is a step where the encoder's q(z|x) lies: what does not converge there is told.
+    for name in GAPS:
+        discrepancy = (frame[f"gap_{name}"] - frame[f"kl_{name}"]).abs()
+        assert (discrepancy <= frame[f"error_{name}"] + 1e-12).all()
+    if n_latent == 1 and not decoder_hidden:
+        assert result.max_discrepancy < 1e-8
 
 
 def test_the_price_of_scale_is_a_jeffreys_divergence(model):

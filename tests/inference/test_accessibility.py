@@ -260,3 +260,20 @@ def test_a_deep_decoder_has_no_weight_per_peak(adata):
         model.get_decoder_weights()
     with pytest.raises(ValueError, match="kind='all' is not known"):
         small_scale(adata).get_peaks_by_dimension(kind="all")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+def test_cells_without_a_group_are_in_none(adata, bernoulli, missing, caplog):
+    caplog.set_level("INFO")
+    groups = [("a", "b", missing)[cell % 3] for cell in range(adata.n_obs)]
+    found = bernoulli.differential_accessibility(adata, groups, n_samples=20)
+    assert found["comparison"].unique().tolist() == ["a vs rest", "b vs rest"]
+    without = np.array([cell % 3 != 2 for cell in range(adata.n_obs)])
+    assert f"{(~without).sum()} cells without a group are left out" in caplog.text
+    expected = bernoulli.differential_accessibility(
+        adata[without].copy(), [g for g, kept in zip(groups, without, strict=True) if kept],
+        n_samples=20,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(found, expected)
+    with pytest.raises(ps.DataError, match="no cell has a group"):
+        bernoulli.differential_accessibility(adata, [missing] * adata.n_obs)
