@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -41,16 +40,16 @@ class _CellNoise:
     """
 
     def __init__(self, names: pd.Index, seed: int) -> None:
-        self.keys = [(seed, zlib.crc32(str(name).encode())) for name in names]
+        self.names, self.seed = names, seed
 
     def draw(self, like_nd: Tensor, n_samples: int) -> Tensor:
         """Return draws of shape ``(s, n, d)``, on the device and in the dtype of ``like_nd``."""
-        shape = (n_samples, like_nd.shape[1])
-        noise = [
-            np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)
-            for key in self.keys
-        ]
-        return torch.from_numpy(np.stack(noise, 1)).to(like_nd)
+        from pyro_scale.ops._normal_kernels import keyed_normals  # Numba takes long to import
+
+        names = self.names.astype(str).to_numpy(dtype=object)
+        keys_n = pd.util.hash_array(names, categorize=False)
+        noise_snd = keyed_normals(keys_n, self.seed, n_samples, like_nd.shape[1])
+        return torch.from_numpy(noise_snd).to(like_nd)
 
 
 class Posterior:

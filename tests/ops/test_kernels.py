@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse as sp
+from scipy import stats
 
 from pyro_scale.ops import _lazy_adam_kernels as peak_rows
 from pyro_scale.ops import _numba as parallel
 from pyro_scale.ops import peak_sums
 from pyro_scale.ops import sparse as ops
+from pyro_scale.ops._normal_kernels import keyed_normals
 from pyro_scale.ops._numba import compiled
 from pyro_scale.programs.networks import PeakLinear
 from pyro_scale.training.lazy_adam import LazyAdam
@@ -212,3 +214,26 @@ def test_what_a_kernel_raises_is_raised_and_threads_come_back():
             parallel.in_parallel(fails, [(i,) for i in range(8)])
     assert torch.get_num_threads() == before
     assert parallel._kernel_threads == 0
+
+
+def test_normals_of_a_key_are_normal_and_its_own():
+    keys = np.arange(2000, dtype=np.uint64) * np.uint64(2**40)
+    normals = keyed_normals(keys, 0, 250, 3)
+    assert normals.dtype == np.float32
+    assert np.isfinite(normals).all()
+    assert stats.kstest(normals.ravel(), "norm").pvalue > 1e-4
+    # Neither neighbors in a stream, nor streams of other keys or seeds, go together.
+    others = keyed_normals(keys, 1, 250, 3)
+    for one, other in (
+        (normals[:-1], normals[1:]),
+        (normals[:, :-1], normals[:, 1:]),
+        (normals[..., 0], normals[..., 1]),
+        (normals[..., 0], normals[..., 1] ** 2),
+        (normals, others),
+    ):
+        correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
+        assert abs(correlation) < 5 / np.sqrt(one.size)
+    some = keys[[5, 1999]]
+    np.testing.assert_array_equal(keyed_normals(some, 0, 7, 3), normals[:7, [5, 1999]])
+    assert keyed_normals(keys[:0], 0, 2, 3).shape == (2, 0, 3)
+    assert keyed_normals(keys[:1], 2**32 - 1, 1, 1).shape == (1, 1, 1)
