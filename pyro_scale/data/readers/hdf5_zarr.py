@@ -36,7 +36,7 @@ def hdf5_kind(path: Path, named: str) -> str:
     try:
         with h5py.File(path, "r") as file:
             keys = set(file)
-    except OSError:  # not HDF5; the reader says so
+    except (OSError, RuntimeError, KeyError, ValueError):  # the reader says what is wrong
         return named
     if "mod" in keys:
         return ".h5mu"
