@@ -83,14 +83,14 @@ def filtered(
     adata: AnnData,
     *,
     layer: str | None,
-    min_peaks: float,
+    min_peaks: float | None,
     max_peaks: float | None,
-    min_cells: float,
+    min_cells: float | None,
     max_cells: float | None,
     n_peaks: int | None,
 ) -> AnnData:
     """Filter cells, then peaks, then keep variable peaks, then drop cells left without a peak."""
-    least = min_peaks if min_peaks > 0 else 1  # the model refuses cells without an open peak
+    least = 1 if min_peaks == 0 else min_peaks  # the model refuses cells without an open peak
     adata = pp.filter_cells(adata, min_peaks=least, max_peaks=max_peaks, layer=layer)
     adata = pp.filter_peaks(adata, min_cells=min_cells, max_cells=max_cells, layer=layer)
     if n_peaks is not None and n_peaks != -1:

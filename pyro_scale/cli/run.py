@@ -83,13 +83,14 @@ def run(
     ] = "inner",
     peak_style: PeakStyleOption = None,
     min_peaks: Annotated[
-        float,
+        float | None,
         Option(
             help="Keep cells with at least this many open peaks, or (below 1) this fraction "
-            "of the peaks. Cells without any open peak are always dropped.",
+            "of the peaks. Default: a tenth of the median cell's number. Cells without any open "
+            "peak are always dropped.",
             rich_help_panel=INPUT,
         ),
-    ] = 1,
+    ] = None,
     max_peaks: Annotated[
         float | None,
         Option(
@@ -99,16 +100,17 @@ def run(
         ),
     ] = None,
     min_cells: Annotated[
-        float,
+        float | None,
         Option(
             "--min-cells",
             "--low",
             "-x",
             help="Keep peaks open in at least this many cells, or (below 1) this fraction of "
-            "the cells.",
+            "the cells. Default: 1 % of the cells, or less, so that nine tenths of the open "
+            "entries are kept.",
             rich_help_panel=INPUT,
         ),
-    ] = 0.01,
+    ] = None,
     max_cells: Annotated[
         float | None,
         Option(

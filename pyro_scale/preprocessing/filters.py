@@ -44,8 +44,10 @@ def _bounds(low: float, high: float | None, total: int) -> tuple[float, float, s
     return least, most, f"at least {least:g} and at most {most:g}"
 
 
-def _check_bounds(name: str, low: float, high: float | None, what: str) -> None:
-    for bound in (low,) if high is None else (low, high):
+def _check_bounds(name: str, low: float | None, high: float | None, what: str) -> None:
+    for bound in (low, high):
+        if bound is None:
+            continue
         if not isinstance(bound, Real) or isinstance(bound, bool) or not bound >= 0:
             raise ValueError(
                 f"{name}={reprlib.repr(bound)}: expected a number of {what}, or a fraction of "
@@ -53,10 +55,37 @@ def _check_bounds(name: str, low: float, high: float | None, what: str) -> None:
             )
 
 
+def _default_min_cells(n_open: NDArray[np.intp], n_cells: int) -> float:
+    """Return 1 % of the cells, or the largest bound that keeps 90 % of the open entries, if less.
+
+    ``n_open`` is the number of cells in which each peak is open, shape ``(p,)``.
+    """
+    largest_first = np.sort(n_open)[::-1]
+    kept = np.cumsum(largest_first)
+    last = int(np.searchsorted(kept, 0.9 * kept[-1])) if len(kept) else 0
+    nine_tenths = float(largest_first[min(last, len(kept) - 1)])
+    return max(1.0, min(float(np.ceil(n_cells / 100)), nine_tenths))
+
+
+def _report(what: str, keep: NDArray[np.bool_], n_open: NDArray[np.intp], bound: str) -> None:
+    """Log how many cells or peaks are kept; warn if more than half are dropped."""
+    n_kept, share = int(keep.sum()), n_open[keep].sum() / max(n_open.sum(), 1)
+    level = logging.WARNING if n_kept < len(keep) / 2 else logging.INFO
+    logger.log(
+        level,
+        "kept %d of %d %s, with %.1f %% of the open entries (%s)",
+        n_kept,
+        len(keep),
+        what,
+        100 * share,
+        bound,
+    )
+
+
 def filter_cells(
     adata: AnnData,
     *,
-    min_peaks: float = 1,
+    min_peaks: float | None = None,
     max_peaks: float | None = None,
     layer: str | None = None,
     inplace: bool = False,
@@ -68,8 +97,10 @@ def filter_cells(
     adata
         Cells x peaks.
     min_peaks, max_peaks
-        Bounds on a cell's number of open peaks; a bound below one is a fraction of all peaks. There
-        is no upper bound if ``max_peaks`` is None.
+        Bounds on a cell's number of open peaks; a bound below one is a fraction of all peaks. If
+        ``min_peaks`` is None, it is a tenth of the median cell's number, and at least one: cells
+        with a handful of open peaks say little, and become clusters of their own. There is no upper
+        bound if ``max_peaks`` is None.
     layer
         Layer to read; None reads ``X``.
     inplace
@@ -94,6 +125,8 @@ def filter_cells(
     """
     _check_bounds("min_peaks", min_peaks, max_peaks, "peaks")
     n_open = _count_open(adata, layer, axis=1)
+    if min_peaks is None:
+        min_peaks = max(1.0, float(np.ceil(np.median(n_open) / 10)))
     least, most, bounds = _bounds(min_peaks, max_peaks, adata.n_vars)
     keep = (n_open >= least) & (n_open <= most)
     if not keep.any():
@@ -101,14 +134,14 @@ def filter_cells(
             f"none of the {adata.n_obs} cells has {bounds} open peaks (they have "
             f"{n_open.min()} to {n_open.max()}); change min_peaks or max_peaks."
         )
-    logger.info("kept %d of %d cells (min_peaks=%s)", keep.sum(), adata.n_obs, min_peaks)
+    _report("cells", keep, n_open, f"min_peaks={min_peaks:g}")
     return subset(adata, keep, slice(None), inplace=inplace)
 
 
 def filter_peaks(
     adata: AnnData,
     *,
-    min_cells: float = 3,
+    min_cells: float | None = None,
     max_cells: float | None = None,
     layer: str | None = None,
     inplace: bool = False,
@@ -121,7 +154,9 @@ def filter_peaks(
         Cells x peaks.
     min_cells, max_cells
         Bounds on the number of cells in which a peak is open; a bound below one is a fraction of
-        all cells. There is no upper bound if ``max_cells`` is None. (They are called
+        all cells. If ``min_cells`` is None, it is a hundredth of the cells, or the largest number
+        that still keeps nine tenths of the open entries, if that is less: in sparse data most peaks
+        are open in fewer cells. There is no upper bound if ``max_cells`` is None. (They are called
         ``--min_cells`` in SCALE, and ``--low`` and ``--high`` in its first version.)
     layer
         Layer to read; None reads ``X``.
@@ -147,6 +182,8 @@ def filter_peaks(
     """
     _check_bounds("min_cells", min_cells, max_cells, "cells")
     n_open = _count_open(adata, layer, axis=0)
+    if min_cells is None:
+        min_cells = _default_min_cells(n_open, adata.n_obs)
     least, most, bounds = _bounds(min_cells, max_cells, adata.n_obs)
     keep = (n_open >= least) & (n_open <= most)
     if not keep.any():
@@ -154,7 +191,7 @@ def filter_peaks(
             f"none of the {adata.n_vars} peaks is open in {bounds} of {adata.n_obs} cells; change "
             "min_cells or max_cells."
         )
-    logger.info("kept %d of %d peaks (min_cells=%s)", keep.sum(), adata.n_vars, min_cells)
+    _report("peaks", keep, n_open, f"min_cells={min_cells:g}")
     return subset(adata, slice(None), keep, inplace=inplace)
 
 

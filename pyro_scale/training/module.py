@@ -220,7 +220,7 @@ class TrainingModule(L.LightningModule):
 
     def _log_end(self) -> None:
         """Log the last ELBO and how many cells each component has; warn of components with few."""
-        loc_nd, _ = moments(self.vae, self.counts)
+        loc_nd, _ = moments(self.vae, self.counts, self.config.batch_size)
         log_gamma_nk = self.vae.prior.log_responsibilities(loc_nd)
         sizes = log_gamma_nk.argmax(-1).bincount(minlength=self.vae.n_components).tolist()
         logger.info(

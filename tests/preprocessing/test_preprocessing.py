@@ -159,3 +159,64 @@ def test_on_disk_is_read_and_never_changed(counts, tmp_path):
 def test_cells_and_peaks_in_each_others_place_are_refused(counts):
     with pytest.raises(ps.DataError, match=r"named like regions of a genome.*adata\.T"):
         ps.SCALE(counts.T.copy(), 3)
+
+
+def test_reads_become_fragments(counts):
+    fragments = ps.pp.reads_to_fragments(counts)
+    np.testing.assert_array_equal(fragments.X.toarray(), np.ceil(counts.X.toarray() / 2))
+    assert (fragments.X > 0).nnz == (counts.X > 0).nnz
+
+
+def test_a_poisson_model_of_reads_or_of_ones_is_warned_of(counts, caplog):
+    reads = counts.copy()
+    reads.X = counts.X * 2
+    ps.SCALE(reads, 3, likelihood="poisson", hidden=(4,))
+    assert "all counts are even, as counts of reads are" in caplog.text
+    caplog.clear()
+    ps.SCALE(ps.pp.binarize(counts), 3, likelihood="poisson", hidden=(4,))
+    assert "all counts are 0 or 1, so a Poisson likelihood does not fit" in caplog.text
+    caplog.clear()
+    ps.SCALE(counts, 3, likelihood="poisson", hidden=(4,))
+    ps.SCALE(reads, 3, hidden=(4,))  # set to one in any case
+    ps.SCALE(ps.pp.reads_to_fragments(reads), 3, likelihood="poisson", hidden=(4,))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "style", ["chr:start-end", "chr-start-end", "chr_start_end", "chr.start.end"]
+)
+def test_peak_names_are_brought_to_one_notation(style):
+    cells = ps.simulate(n_cells=10, n_peaks=4, density=0.9, seed=0)
+    cells.var_names = ["chr1:1-2", "GL000194.1-3-4", "chrUn_KI270742v1_5_6", "not_a_region"]
+    named = ps.pp.format_peak_names(cells, style)
+    for name, (chromosome, start, end) in zip(
+        named.var_names, [("chr1", 1, 2), ("GL000194.1", 3, 4), ("chrUn_KI270742v1", 5, 6)]
+    ):
+        assert name == style.replace("chr", chromosome, 1).replace("start", str(start)).replace(
+            "end", str(end)
+        )
+    assert named.var_names[3] == "not_a_region"
+    assert cells.var_names[0] == "chr1:1-2"
+    assert ps.pp.format_peak_names(cells, style, inplace=True) is cells
+    assert list(cells.var_names) == list(named.var_names)
+
+
+def test_names_that_cannot_be_formatted(counts):
+    cells = counts[:, :2].copy()
+    cells.var_names = ["a", "b"]
+    with pytest.raises(ps.DataError, match="no peak is named like a region of a genome"):
+        ps.pp.format_peak_names(cells)
+    cells.var_names = ["chr1:1-2", "chr1_1_2"]
+    with pytest.raises(ps.DataError, match="two peaks would be named 'chr1:1-2'"):
+        ps.pp.format_peak_names(cells)
+
+
+def test_another_notation_is_offered_where_peaks_do_not_match(counts):
+    model = ps.SCALE(counts, 3, hidden=(4,))
+    other = ps.pp.format_peak_names(counts, "chr:start-end")
+    words = r'pyro_scale.pp.format_peak_names\(adata, "chr_start_end"\)'
+    with pytest.raises(ps.DataError, match=words):
+        model.counts(other)
+    with pytest.raises(ps.DataError, match=words):
+        ps.pp.match_peaks(other, model.peak_names)
+    assert model.counts(ps.pp.format_peak_names(other, "chr_start_end")).n_cells == counts.n_obs

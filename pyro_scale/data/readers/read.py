@@ -234,8 +234,10 @@ def _tidy(adata: AnnData, path: Path) -> None:
         raise DataError(f"X of {path} has dtype {x.dtype}; expected real numbers.")
     if not sparse.issparse(x):
         logger.info("X of %s is dense; it is converted to CSR.", path)
-    if x.dtype == np.float16:  # scipy.sparse has no float16
+    if x.dtype == np.float16:  # scipy.sparse has no float16, and no other byte order
         x = x.astype(np.float32)
+    elif not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))
     csr = sparse.csr_matrix(x)
     csr.sum_duplicates()
     csr.eliminate_zeros()
