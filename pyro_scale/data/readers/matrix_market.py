@@ -122,8 +122,17 @@ def _one(candidates: list[_File], what: str, folder: Path) -> _File:
 
 
 def _read_only(file: IO[bytes]) -> Any:
-    """Return a file that scipy can only read: where it also seeks, it crashes the interpreter."""
-    return SimpleNamespace(read=file.read)
+    """Return a file that scipy can only read, and whose last line ends.
+
+    Upstream faults: scipy.io.mmread crashes the interpreter where it seeks in a file that it was
+    given open, and on a last line that ends with a blank instead of a line break.
+    """
+    end = [b"\n"]
+
+    def read(n: int = -1) -> bytes:
+        return file.read(n) or (end.pop() if end else b"")
+
+    return SimpleNamespace(read=read)
 
 
 @contextmanager

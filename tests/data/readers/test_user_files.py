@@ -245,3 +245,12 @@ def test_every_type_of_a_third_column_is_no_message_of_a_million_characters(smal
     with pytest.raises(DataError, match=r"types type 0, .* and 20 more, none of them") as told:
         read(folder)
     assert len(str(told.value)) < 500
+
+
+@pytest.mark.parametrize("end", ["", "\n", " ", "\t", " \r\n", "\n\n", "\n ", " \n \n"])
+def test_the_end_of_the_last_line_of_a_matrix_does_not_matter(end, small, tmp_path):
+    """scipy 1.17 crashes the interpreter where the last line ends with a blank."""
+    folder = write_mtx(small, tmp_path, BED, bed=True)
+    text = (folder / "matrix.mtx").read_text().rstrip()
+    (folder / "matrix.mtx").write_bytes((text + end).encode())
+    assert same(read(folder), small)
