@@ -137,7 +137,8 @@ def embed(
     check_number("min_dist", min_dist, least=0, most=1)
     check_seed(seed)
     z_nd = as_latent(latent_nd)
-    if len(z_nd) < _MIN_CELLS:
+    # t-SNE divides by the standard deviation of its start, and crashes the interpreter if it is 0.
+    if len(z_nd) < _MIN_CELLS or not np.ptp(z_nd, axis=0).any():
         return np.pad(z_nd, ((0, 0), (0, 2)))[:, :2]
     if method == "tsne":
         from sklearn.manifold import TSNE  # imported here because it is slow

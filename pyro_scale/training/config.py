@@ -47,6 +47,21 @@ class TrainingProgress:
         then the mixture's parameters come from no data.
     ended
         Whether training is complete: all epochs are done, or it has stopped early by itself.
+
+    Examples
+    --------
+    >>> from pyro_scale.training import fit
+    >>> config, progress = TrainingConfig(max_epochs=2, warmup_epochs=1), TrainingProgress()
+    >>> _ = fit(
+    ...     model.vae,
+    ...     counts,
+    ...     model.config.objective,
+    ...     config,
+    ...     progress_bar=False,
+    ...     progress=progress,
+    ... )
+    >>> len(progress.epochs), progress.mixture_started, progress.ended
+    (2, True, True)
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)

@@ -66,8 +66,8 @@ class TrainingModule(L.LightningModule):
     Examples
     --------
     >>> module = TrainingModule(model.vae, model.config.objective, TrainingConfig(), counts)
-    >>> module.warming_up, module.current_objective.estimator, module.release()
-    (True, 'Trace_ELBO', None)
+    >>> module.warming_up, module.current_objective.estimator, module.history, module.release()
+    (True, 'Trace_ELBO', [], None)
     """
 
     def __init__(

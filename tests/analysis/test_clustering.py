@@ -158,3 +158,13 @@ def test_f_tests_where_nothing_can_be_told():
     assert (latent_specificity(z[:2], ["a", "b"]) == 1).all(axis=None)
     apart = latent_specificity(np.repeat([[0.0], [1.0]], 5, axis=0), list("aaaaabbbbb"))
     assert (apart == 0).all(axis=None)  # constant inside both, but not the same
+
+
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+def test_cells_that_lie_in_one_point_have_an_embedding(method):
+    """scikit-learn's t-SNE would end the interpreter."""
+    if method == "umap":
+        pytest.importorskip("scanpy")
+    xy = embed(np.ones((12, 2)), method=method)
+    assert xy.shape == (12, 2)
+    assert len(np.unique(xy, axis=0)) == 1
