@@ -51,8 +51,9 @@ def run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [COMMAND, API], ids=["command", "API"])
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize(
+    ("script", "encoding"), [(COMMAND, "ascii"), (API, "latin-1")], ids=["command", "API"]
+)
 def test_an_encoding_that_lacks_characters(run, script, encoding):
     done = run(script, PYTHONIOENCODING=encoding)
     assert b"elbo_train" in done.stdout
@@ -61,8 +62,11 @@ def test_an_encoding_that_lacks_characters(run, script, encoding):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the redirections are those of a POSIX shell")
-@pytest.mark.parametrize("script", [COMMAND, API], ids=["command", "API"])
-@pytest.mark.parametrize("redirect", [">&-", "2>&-", ">&- 2>&-", "| true; exit 0"])
+@pytest.mark.parametrize(
+    ("script", "redirect"),
+    [(COMMAND, ">&- 2>&-"), (COMMAND, "| true; exit 0"), (API, ">&-"), (API, "| true; exit 0")],
+    ids=["command, closed", "command, pipe", "API, closed", "API, pipe"],
+)
 def test_output_that_is_closed(run, script, redirect):
     run(script, redirect)
 
