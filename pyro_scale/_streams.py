@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 __all__ = ["tolerant_output"]
@@ -21,8 +21,8 @@ class _Tolerant:
     written to any more, further text is dropped. Each is said once.
     """
 
-    def __init__(self, stream: Any, name: str) -> None:
-        self._stream, self._name = stream, name
+    def __init__(self, stream: Any, name: str, *, to_end: bool) -> None:
+        self._stream, self._name, self._to_end = stream, name, to_end
         self._replaces = self._is_gone = False
 
     def write(self, text: str) -> int:
@@ -40,6 +40,8 @@ class _Tolerant:
                     self._name,
                     encoding,
                 )
+        except BlockingIOError:  # nobody has read for a while; this text is lost
+            pass
         except (OSError, ValueError) as error:
             self._leave(error)
         return len(text)
@@ -49,6 +51,8 @@ class _Tolerant:
             return
         try:
             self._stream.flush()
+        except BlockingIOError:
+            pass
         except (OSError, ValueError) as error:
             self._leave(error)
 
@@ -57,14 +61,13 @@ class _Tolerant:
             self.write(line)
 
     def _leave(self, error: Exception) -> None:
-        """Drop further text, also that which Python flushes when the process ends."""
+        """Drop further text and, if the process ends here, that which Python flushes at its end."""
         self._is_gone = True
-        try:  # the buffered text would fail again
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
-        except (OSError, ValueError):  # it has no file, or is closed in Python
-            pass
+        if self._to_end:
+            with suppress(OSError, ValueError):  # it has no file, or is closed in Python
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
         if sys.stderr is not None and sys.stderr is not self:  # the log may be this stream
             line = f"{self._name} cannot be written to any more ({error}); work goes on."
             sys.stderr.write(f"pyro_scale: {line}\n")
@@ -74,8 +77,15 @@ class _Tolerant:
 
 
 @contextmanager
-def tolerant_output() -> Iterator[None]:
+def tolerant_output(*, to_end: bool = False) -> Iterator[None]:
     """Let writes to standard output and standard error never fail inside the block.
+
+    Parameters
+    ----------
+    to_end
+        Whether the process ends with the block. Then a stream that fails is left for good, so that
+        Python does not fail when it writes the buffered text at its end. Otherwise the stream is
+        the caller's own again after the block.
 
     Examples
     --------
@@ -91,9 +101,10 @@ def tolerant_output() -> Iterator[None]:
     for name, words in (("stdout", "standard output"), ("stderr", "standard error")):
         stream = getattr(sys, name)
         if stream is None:  # Python was started without it
-            setattr(sys, name, _Tolerant(open(os.devnull, "w", encoding="utf-8"), words))  # noqa: SIM115
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # closed below
+            setattr(sys, name, _Tolerant(nowhere, words, to_end=to_end))
         elif not isinstance(stream, _Tolerant):
-            setattr(sys, name, _Tolerant(stream, words))
+            setattr(sys, name, _Tolerant(stream, words, to_end=to_end))
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ from pyro_scale._locking import exclusive
 from pyro_scale.config import ModelConfig
 from pyro_scale.data import CountMatrix, batch_names
 from pyro_scale.data.backed import is_on_disk, view
+from pyro_scale.data.counts import warn_of_reads
 from pyro_scale.data.peak_names import style_advice
 from pyro_scale.exceptions import (
     BusyError,
@@ -134,7 +135,7 @@ class SCALE:
     _counts: CountMatrix
     _training_thread: int | None
     _k_is_open: bool  # whether training is to choose K
-    _k_is_chosen: bool  # whether a training that is complete has chosen it
+    _k_is_chosen: bool  # whether a mixture of the K that was chosen has been trained
 
     def __init__(
         self,
@@ -170,6 +171,8 @@ class SCALE:
             seed=seed,
         )
         counts = self._read(adata)
+        if not self.config.binary:
+            warn_of_reads(counts)
         if batch_key is not None:
             self.config = replace(self.config, batches=batch_names(adata, batch_key))
         if (n_components or 1) > counts.n_cells:
@@ -291,7 +294,7 @@ class SCALE:
                     accelerator=accelerator,
                     devices=devices,
                     progress_bar=progress_bar,
-                    choose_k=self._k_is_open and (not self._k_is_chosen or resumes),
+                    choose_k=self._chooses_k(config, resumes=resumes),
                     trainer_kwargs=trainer_kwargs,
                     progress=progress,
                     checkpoint=checkpoint,
@@ -303,7 +306,18 @@ class SCALE:
                     self.is_trained = progress.mixture_started
                     if progress.mixture_started:  # K may have been chosen
                         self.config = replace(self.config, n_components=self.vae.n_components)
-                        self._k_is_chosen = progress.ended
+                        trained = len(progress.epochs) > config.n_warmup
+                        self._k_is_chosen = self._k_is_chosen or trained
+
+    def _chooses_k(self, config: TrainingConfig, *, resumes: bool) -> bool:
+        """Return whether training is to choose K: if it is open, and not chosen or not for good.
+
+        A training that resumes is the one that chooses K, or has chosen it.
+        """
+        if not self._k_is_open or resumes:
+            return self._k_is_open
+        has_k = self.config.n_components is not None and config.n_warmup == 0
+        return not (self._k_is_chosen or has_k)
 
     @contextmanager
     def _in_training(self) -> Iterator[None]:

@@ -93,3 +93,37 @@ def test_a_stream_that_fails_is_left_and_given_back(capsys):
         assert sys.stdout is output
     said = capsys.readouterr().err
     assert said.count("cannot be written to any more (nobody reads); work goes on") == 1
+
+
+def test_what_nobody_reads_for_a_while_is_dropped_and_the_stream_stays_the_users(tmp_path):
+    class Blocks(io.StringIO):
+        full = True
+
+        def write(self, text):
+            if self.full:
+                raise BlockingIOError("try again")
+            return super().write(text)
+
+    output = Blocks()
+    with redirect_stdout(output), tolerant_output():
+        sys.stdout.write("lost")
+        output.full = False
+        sys.stdout.write("kept")
+    assert output.getvalue() == "kept"
+
+    class Full(io.FileIO):
+        full = True
+
+        def write(self, content):
+            if self.full:
+                raise OSError("no space left")
+            return super().write(content)
+
+    raw = Full(tmp_path / "log", "w")
+    log = io.TextIOWrapper(raw, write_through=True)
+    with redirect_stdout(log), tolerant_output():
+        sys.stdout.write("lost")
+    raw.full = False
+    log.write("kept")
+    log.close()
+    assert (tmp_path / "log").read_text().endswith("kept")

@@ -51,5 +51,5 @@ def main() -> None:
     """Run the command ``pyro-scale`` with the arguments of this process."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore", category=FutureWarning)
-    with tolerant_output():  # a log that is closed must not end a run of hours
+    with tolerant_output(to_end=True):  # a log that is closed must not end a run of hours
         app(args=join_width_options(sys.argv[1:]))

@@ -26,9 +26,11 @@ from pyro_scale.data.backed import BackedMatrix, as_csr, find_on_disk
 from pyro_scale.data.peak_names import NOT_PEAKS, looks_like_genes, looks_like_peaks
 from pyro_scale.exceptions import DataError
 
-__all__ = ["CountMatrix", "batch_names", "iter_chunks", "select_matrix", "to_csr"]
+__all__ = ["CountMatrix", "batch_names", "iter_chunks", "select_matrix", "to_csr", "warn_of_reads"]
 
 logger = logging.getLogger(__name__)
+
+_FEW = 100  # entries, from which nothing can be said of the counts
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,11 @@ class CountMatrix:
             np.zeros(adata.n_obs, dtype=np.float32),
             np.zeros(adata.n_vars, dtype=np.int64),
         )
-        n_above = n_odd = 0
+        n_above = 0
         for cells, part in iter_chunks(x):
             names = adata.obs_names[cells]
             _check_values(part, names, "X" if layer is None else f"layers[{layer!r}]")
             n_above += int((part.data > 1).sum())
-            n_odd += int((part.data % 2 == 1).sum())
             if binary:
                 part.data[:] = 1  # changes x in memory; x on disk sets ones as it is read, below
             depth[cells] = np.asarray(part.sum(1)).ravel()
@@ -128,8 +129,6 @@ class CountMatrix:
         if binary and n_above:
             percent = 100 * n_above / open_p.sum()
             logger.info("%.1f %% of the open peaks have counts above one; set to one.", percent)
-        if not binary:
-            _warn_of_reads(n_above, n_odd)
         if isinstance(x, BackedMatrix):
             logger.info("the matrix stays on disk and is read in blocks of consecutive cells.")
             x.binary = binary
@@ -350,8 +349,15 @@ def _check_features(adata: AnnData) -> None:
         )
 
 
-def _warn_of_reads(n_above: int, n_odd: int) -> None:
+def warn_of_reads(counts: CountMatrix) -> None:
     """Warn of counts that are no Poisson counts: all even, as of reads, or none above one."""
+    n_entries = n_above = n_odd = 0
+    for _, x in counts.chunks():
+        n_entries += x.nnz
+        n_above += int((x.data > 1).sum())
+        n_odd += int((x.data % 2 == 1).sum())
+    if n_entries < _FEW:
+        return
     if not n_above:
         logger.warning(
             'all counts are 0 or 1, so a Poisson likelihood does not fit; use "bernoulli", or give '

@@ -67,7 +67,10 @@ def looks_like_genes(names: pd.Index) -> bool:
     return bool(np.mean([_GENE.match(name) is not None for name in names]) > 0.5)
 
 
-_PARTS = re.compile(r"(.+)[:\-_.](\d+)[\-_.](\d+)")
+# A dot separates only after chr, because ids such as AL627309.1 have one.
+_PARTS = re.compile(
+    r"(.+):(\d+)[\-_](\d+)|(.+)-(\d+)-(\d+)|(.+)_(\d+)_(\d+)|(chr.+)\.(\d+)\.(\d+)", re.IGNORECASE
+)
 
 
 def formatted(names: pd.Index, style: str) -> pd.Index:
@@ -78,12 +81,17 @@ def formatted(names: pd.Index, style: str) -> pd.Index:
     >>> names = pd.Index(["chr1:100-200", "chr1-300-400", "chrUn_KI270742v1_5_9", "chrX.1.2", "a"])
     >>> formatted(names, "chr:start-end").tolist()
     ['chr1:100-200', 'chr1:300-400', 'chrUn_KI270742v1:5-9', 'chrX:1-2', 'a']
+    >>> formatted(pd.Index(["NC_000001.11", "AL627309.1.5"]), "chr:start-end").tolist()
+    ['NC_000001.11', 'AL627309.1.5']
     """
     first, second = tuple(PEAK_STYLES[style])
 
     def one(name: str) -> str:
         found = _PARTS.fullmatch(name)
-        return name if found is None else f"{found[1]}{first}{found[2]}{second}{found[3]}"
+        if found is None:
+            return name
+        chromosome, start, end = (part for part in found.groups() if part is not None)
+        return f"{chromosome}{first}{start}{second}{end}"
 
     return pd.Index([one(str(name)) for name in names], dtype=object)
 

@@ -254,7 +254,7 @@ def _values(
                 f"groupby={groupby!r} is not a column of adata.obs (the columns are: {columns}); "
                 "give adata, or one entry per cell."
             )
-        groupby = obs[groupby].tolist()
+        groupby = obs[groupby]  # type: ignore[assignment]
     groups = check_labels("groupby", groupby).reset_index(drop=True)
     if len(groups) != counts.n_cells:
         raise DataError(f"{len(groups)} groups for {counts.n_cells} cells: expected one each.")

@@ -47,24 +47,16 @@ def launched(devices: Any, environment: Mapping[str, str]) -> dict[str, Any]:
     """
     auto = devices == "auto"
     given = {"devices": 1 if auto else devices}
-    n_processes, per_node, how = 1, 1, ""
-    if "TORCHELASTIC_RUN_ID" in environment:
-        n_processes, how = int(environment["WORLD_SIZE"]), "torchrun"
-        per_node = int(environment["LOCAL_WORLD_SIZE"])
-    elif "SLURM_NTASKS" in environment:
-        n_processes, how = int(environment.get("SLURM_STEP_NUM_TASKS", 1)), "srun"
-        if n_processes == 1:  # without srun, or with it for this process alone
-            if environment["SLURM_NTASKS"] != "1":
-                logger.info(
-                    "SLURM has allotted %s tasks, and this is the only process: it trains alone. "
-                    "Start it by srun to train with all of them.",
-                    environment["SLURM_NTASKS"],
-                )
-            return given | {"plugins": [LightningEnvironment()]}
-        per_node = _tasks_per_node(environment)
-    else:
-        n_processes = int(environment.get("OMPI_COMM_WORLD_SIZE", environment.get("PMI_SIZE", 1)))
-        how = "mpirun"
+    n_processes, how = _started(environment)
+    if how == "SLURM":  # an allocation in which srun has started no other process
+        n_tasks = environment["SLURM_NTASKS"]
+        if n_tasks != "1":
+            logger.info(
+                "SLURM has allotted %s tasks, and this is the only process: it trains alone. Start "
+                "it by srun to train with all of them.",
+                n_tasks,
+            )
+        return given | {"plugins": [LightningEnvironment()]}
     if n_processes == 1:
         return given
     if not auto:
@@ -75,6 +67,8 @@ def launched(devices: Any, environment: Mapping[str, str]) -> dict[str, Any]:
                 n_processes,
                 how,
             )
+            if how == "srun":  # Lightning would compare devices with the tasks of a node
+                given["plugins"] = [LightningEnvironment()]
         return given
     if how == "mpirun":
         raise ValueError(
@@ -82,23 +76,44 @@ def launched(devices: Any, environment: Mapping[str, str]) -> dict[str, Any]:
             "model by itself: start them by torchrun to train one model together, or give "
             "devices=1 to train one in each."
         )
+    per_node = (
+        _tasks_per_node(environment) if how == "srun" else int(environment["LOCAL_WORLD_SIZE"])
+    )
+    if n_processes % per_node:
+        raise ValueError(
+            f"{n_processes} processes were started by {how}, {per_node} of them on this node; "
+            "expected as many on each node."
+        )
     logger.info("%d processes, started by %s, train one model together.", n_processes, how)
     return {"devices": per_node, "num_nodes": n_processes // per_node}
+
+
+def _started(environment: Mapping[str, str]) -> tuple[int, str]:
+    """Return how many processes were started, and by what; ``""`` by nothing that is known."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return int(environment["WORLD_SIZE"]), "torchrun"
+    if (n_processes := int(environment.get("OMPI_COMM_WORLD_SIZE", 1))) > 1:
+        return n_processes, "mpirun"
+    if (n_processes := int(environment.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+        return n_processes, "srun"
+    if (n_processes := int(environment.get("PMI_SIZE", 1))) > 1:
+        return n_processes, "mpirun"
+    return 1, "SLURM" if "SLURM_NTASKS" in environment else ""
 
 
 def _tasks_per_node(environment: Mapping[str, str]) -> int:
     """Return the number of tasks on each node of a SLURM step, which must all be equal.
 
-    SLURM writes them as ``"2(x3)"`` (two on each of three nodes) or ``"2,1"``.
+    SLURM writes them as ``"2(x3)"`` (two on each of three nodes) or ``"2,1"``. Lightning refuses
+    a job without ``--ntasks-per-node``, and one whose steps have another number.
     """
-    text = environment.get("SLURM_NTASKS_PER_NODE") or environment.get(
-        "SLURM_STEP_TASKS_PER_NODE", ""
-    )
+    of_job = environment.get("SLURM_NTASKS_PER_NODE")
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE", of_job or "")
     found = re.fullmatch(r"(\d+)(\(x\d+\))?", text)
-    if found is None or "SLURM_NTASKS_PER_NODE" not in environment:
+    if found is None or found[1] != of_job:
         raise ValueError(
-            f"srun has started {environment.get('SLURM_STEP_NUM_TASKS')} tasks; give the number on "
-            "each node with --ntasks-per-node instead of --ntasks, as Lightning needs it, or give "
-            "devices=1 to train a whole model in each."
+            f"srun has started {environment['SLURM_STEP_NUM_TASKS']} tasks; start as many on each "
+            "node, and give that number with --ntasks-per-node to sbatch and to srun, as Lightning "
+            "needs it, or give devices=1 to train a whole model in each."
         )
     return int(found[1])

@@ -99,7 +99,7 @@ class TrainingModule(L.LightningModule):
         self.progress.mixture_started = config.n_warmup == 0
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._started = time.monotonic()
-        self._terminated = False
+        self.terminated = False
         self._adam: torch.optim.Adam | None = None
         self.nan_recovery = NanRecovery(config.max_nan_retries)
         self._random_states: dict[str, Any] | None = (
@@ -203,6 +203,9 @@ class TrainingModule(L.LightningModule):
     def on_fit_end(self) -> None:
         """Start the mixture if training was stopped within the warm-up, and log what was done."""
         n_epochs = len(self.history)
+        if not n_epochs:
+            logger.warning("training was stopped before its first epoch.")
+            return
         self.progress.ended = has_ended(self.trainer, self.config.max_epochs)
         if not self.progress.ended:
             logger.warning(
@@ -289,7 +292,7 @@ class TrainingModule(L.LightningModule):
         Lightning 2.6 calls torch.distributed in its handler, within whatever torch.distributed is
         doing, so that processes that get the signal together wait for each other without end.
         """
-        self._terminated = True
+        self.terminated = True
 
     def _totals(self, *values: float) -> list[float]:
         """Return the sum of each of ``values`` over processes."""
@@ -310,8 +313,8 @@ class TrainingModule(L.LightningModule):
         optimizer.zero_grad()
         if self.config.mask_rate > 0:
             cells = cells.mask_peaks(self.config.mask_rate, rescale=self.vae.encoder.lsi is None)
-        n_cells, n_terminated = self._totals(cells.n_cells, self._terminated)
-        if n_terminated:
+        n_cells, n_stopped = self._totals(cells.n_cells, self.terminated)
+        if n_stopped:
             raise SIGTERMException
         mean_n_cells = n_cells / self.trainer.world_size
         loss = self.current_objective.backward(

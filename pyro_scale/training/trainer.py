@@ -269,7 +269,8 @@ def fit(
         try:
             with _keyboard_interrupts(), tolerant_output():
                 trainer.fit(module, ckpt_path=resumed, weights_only=True)
-                if trainer.received_sigterm:  # Lightning does not check after the last step
+                # Lightning does not check after the last step.
+                if trainer.received_sigterm or module.terminated:
                     raise SIGTERMException
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(
@@ -279,7 +280,7 @@ def fit(
         finally:
             epochs = module.history
             module.release()
-    return pd.DataFrame(epochs).set_index("epoch")
+    return pd.DataFrame(epochs).set_index("epoch") if epochs else pd.DataFrame()
 
 
 _OF_TRAIN = {

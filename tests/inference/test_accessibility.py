@@ -277,3 +277,12 @@ def test_cells_without_a_group_are_in_none(adata, bernoulli, missing, caplog):
     pd.testing.assert_frame_equal(found, expected)
     with pytest.raises(ps.DataError, match="no cell has a group"):
         bernoulli.differential_accessibility(adata, [missing] * adata.n_obs)
+
+
+def test_groups_of_a_column_keep_their_names(adata, bernoulli):
+    cells = adata.copy()
+    numbers = [None if cell == 0 else cell % 2 + 1 for cell in range(adata.n_obs)]
+    for column in (pd.Categorical(numbers), pd.array(numbers, dtype="Int64")):
+        cells.obs["group"] = column
+        found = bernoulli.differential_accessibility(cells, "group", group1="1", n_samples=20)
+        assert found["comparison"].unique().tolist() == ["1 vs rest"]

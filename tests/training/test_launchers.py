@@ -90,6 +90,10 @@ TASKS = SLURM | {"SLURM_NTASKS": "6", "SLURM_STEP_NUM_TASKS": "6"}
         (TORCHRUN, {"devices": 2, "num_nodes": 3}),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "1"}, {"devices": 1}),
         (TASKS | {"SLURM_NTASKS_PER_NODE": "3"}, {"devices": 3, "num_nodes": 2}),
+        (
+            TASKS | {"SLURM_NTASKS_PER_NODE": "3", "SLURM_STEP_TASKS_PER_NODE": "3(x2)"},
+            {"devices": 3, "num_nodes": 2},
+        ),
         (TORCHRUN | TASKS, {"devices": 2, "num_nodes": 3}),  # torchrun, once on each node
     ],
 )
@@ -102,14 +106,21 @@ def test_auto_is_what_was_started(environment, expected):
     [
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "4 processes were started by mpirun, each of which"),
         ({"PMI_SIZE": "2"}, "2 processes were started by mpirun"),
-        (TASKS, "srun has started 6 tasks; give the number on each node"),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "SLURM_NTASKS": "4"}, "4 processes were started by mpirun"),
+        (TASKS, "srun has started 6 tasks; start as many on each node"),
+        (TASKS | {"SLURM_NTASKS_PER_NODE": "4"}, "6 processes were started by srun, 4 of them"),
+        (
+            TASKS | {"SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "3(x2)"},
+            "give that number with --ntasks-per-node",
+        ),
+        (TORCHRUN | {"WORLD_SIZE": "3"}, "3 processes were started by torchrun, 2 of them"),
         (TASKS | {"SLURM_STEP_TASKS_PER_NODE": "4,2"}, "srun has started 6 tasks"),
     ],
 )
 def test_what_cannot_be_joined_is_refused(environment, words, caplog):
     with pytest.raises(ValueError, match=words):
         launched("auto", environment)
-    assert launched(1, environment | {"SLURM_NTASKS_PER_NODE": "2"})["devices"] == 1
+    assert launched(1, environment)["devices"] == 1
     assert "each trains a whole model by itself, as devices=1 asks" in caplog.text
 
 

@@ -72,6 +72,31 @@ def test_a_limit_of_time_is_gone_on_from_until_the_end(cells, n_components, same
         assert torch.equal(model.vae.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("stop", [{"max_epochs": 0}, {"max_time": {"seconds": 0}}])
+def test_a_limit_before_the_first_epoch_changes_nothing(cells, stop, caplog):
+    model = small_scale(cells)
+    before = model.vae.prior.loc_kd.clone()
+    train(model, 5, trainer_kwargs=stop)
+    assert model.history.empty
+    assert not model.is_trained
+    assert torch.equal(model.vae.prior.loc_kd, before)
+    assert "training was stopped before its first epoch" in caplog.text
+
+
+def test_a_k_that_has_been_trained_is_kept(cells):
+    """By a run that was stopped in the mixture; one that was stopped before it chooses anew."""
+    model = small_scale(cells, None)
+    train(model, 6, warmup_epochs=2, trainer_kwargs={"max_epochs": 4})
+    k = model.vae.n_components
+    train(model, 3, warmup_epochs=0)
+    assert model.vae.n_components == model.config.n_components == k
+    model = small_scale(cells, None)
+    train(model, 6, trainer_kwargs={"max_epochs": 1})
+    train(model, 2, warmup_epochs=0)  # there is a K, for the time being
+    train(model, 3, warmup_epochs=1)
+    assert model.config.n_components == model.vae.n_components
+
+
 def test_a_users_early_stopping_ends_training(cells, tmp_path):
     def stop():
         return EarlyStopping("elbo_train", mode="min", patience=1, check_on_train_epoch_end=True)

@@ -105,6 +105,7 @@ def concatenate(
             join=join,
             label=batch_key,
             merge="same",
+            uns_merge="same",
             index_unique="-" if n_clashes else None,
         )
     if not result.n_vars:
@@ -165,7 +166,8 @@ def _report_losses(part: AnnData, joined: AnnData, name: str) -> None:
     words = [f"{key} ({listed(each)})" for key, each in lost.items() if each]
     if words:
         logger.warning(
-            "%s: left out, as not every file has it, or its values differ: %s.",
+            "%s: left out, as not every file has it, its values differ, or it is of one file's "
+            "cells alone (obsp): %s.",
             name,
             ", ".join(words),
         )

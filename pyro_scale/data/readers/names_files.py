@@ -56,23 +56,47 @@ def read_peak_names(path: Path, shape: tuple[int, int]) -> pd.DataFrame:
     DataError
         If a start or an end in a BED file is not a whole number; the message names the line.
     """
-    table = _without_row_numbers(_without_header(_columns(path, _NOT_A_ROW), shape, path), path)
-    if table.shape[1] < 3:
-        return pd.DataFrame(index=table[0].rename(None))
-    sides = [coordinates(table[column]) for column in (1, 2)]
-    if all(side.notna().mean() > 0.5 for side in sides):
-        for column, side in zip((1, 2), sides, strict=True):
-            if side.isna().any():
-                line = int(side.isna().to_numpy().argmax())
-                raise DataError(
-                    f"{path}: the {'start' if column == 1 else 'end'} of the peak in row "
-                    f"{line + 1}, {table[0].iloc[line]!r}, is {table[column].iloc[line]!r}; "
-                    "expected a whole number."
-                )
-        return pd.DataFrame(index=pd.Index(region_names(table[0], *sides)))
-    if table[2].nunique() > _MOST_TYPES:
-        return pd.DataFrame(index=table[0].rename(None))
-    return pd.DataFrame({"feature_types": table[2].to_numpy()}, index=table[0].rename(None))
+    table = _without_header(_columns(path, _NOT_A_ROW), shape, path)
+    first = _first_of_region(table)
+    if first is None:
+        table = _without_row_numbers(table, path)
+        if table.shape[1] < 3 or table[2].nunique() > _MOST_TYPES:
+            return pd.DataFrame(index=table[0].rename(None))
+        return pd.DataFrame({"feature_types": table[2].to_numpy()}, index=table[0].rename(None))
+    chromosomes, *sides = (table[first + column] for column in range(3))
+    starts, ends = map(coordinates, sides)
+    for what, texts, side in zip(("start", "end"), sides, (starts, ends), strict=True):
+        if side.isna().any():
+            row = int(side.isna().to_numpy().argmax())
+            raise DataError(
+                f"{path}: the {what} of the peak in row {row + 1}, on {chromosomes.iloc[row]!r}, "
+                f"is {texts.iloc[row]!r}; expected a whole number."
+            )
+    if first:
+        logger.info("%s: the first column is left out; regions are in the next three.", path)
+    return pd.DataFrame(index=pd.Index(region_names(chromosomes, starts, ends)))
+
+
+def _first_of_region(table: pd.DataFrame) -> int | None:
+    """Return the column of the chromosome, 0 or 1, that start and end follow, or None.
+
+    Column 1 follows ids or row numbers. Where both fit, as with chromosomes that are called 1 to
+    22, the first column has ids if they all differ.
+    """
+
+    def share(first: int) -> float:
+        if table.shape[1] < first + 3:
+            return 0.0
+        starts, ends = (
+            pd.to_numeric(coordinates(table[first + column]), errors="coerce") for column in (1, 2)
+        )
+        return float((ends >= starts).mean())
+
+    shares = [share(first) for first in (0, 1)]
+    if max(shares) <= 0.5:
+        return None
+    has_ids = len(table) > 1 and bool(table[0].is_unique)
+    return 1 if shares[1] > shares[0] or (shares[1] == shares[0] and has_ids) else 0
 
 
 def coordinates(texts: pd.Series) -> pd.Series:
@@ -180,6 +204,8 @@ def _without_row_numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         return table
     if table.shape[1] == 1:
         logger.warning("%s: the names are the numbers 1 to %d.", path, len(table))
+        return table
+    if not table[1].is_unique:  # these are names, and what follows describes them
         return table
     logger.info("%s: the first column numbers the rows, as R writes it; it is left out.", path)
     return table.drop(columns=0).set_axis(range(table.shape[1] - 1), axis=1)

@@ -78,7 +78,8 @@ def open_text(path: Path) -> IO[str]:
 
 def modality_of(path: Path) -> tuple[Path, str | None]:
     """Split ``file.h5mu/atac`` into file and modality; any other path has the modality None."""
-    if path.parent.suffix.lower() == ".h5mu":
+    kind = path.parent.suffix.lower()
+    if kind == ".h5mu" or (kind in (".h5", ".hdf5", ".h5ad") and path.parent.is_file()):
         return path.parent, path.name
     return path, None
 

@@ -158,7 +158,13 @@ def read(
 def _styled(adata: AnnData, peak_style: PeakStyle | None) -> AnnData:
     """Bring the names of the peaks to a notation, in place."""
     if peak_style is not None:
-        adata.var_names = formatted(adata.var_names, peak_style)
+        names = formatted(adata.var_names, peak_style)
+        if names.nunique() < adata.var_names.nunique():
+            raise DataError(
+                f"two peaks would be named {names[names.duplicated()][0]!r}; leave out peak_style, "
+                "and remove one of them first."
+            )
+        adata.var_names = names
     return adata
 
 

@@ -99,18 +99,16 @@ class _Header(NamedTuple):
 
 def _header(path: Path, lines: IO[str]) -> _Header:
     """Read the first line, and find out how the rows are laid out."""
-    head = next(_lines(path, lines), "")
-    while head.startswith("#") and not head.lower().lstrip("# ").startswith(CHROMOSOME):
+    head, first = next(_lines(path, lines), ""), next(_lines(path, lines), "")
+    while head.startswith("#") and not _fits(head, first, path):
         logger.info("%s: the line %r is taken as a comment.", path, head.strip()[:80])
-        head = next(_lines(path, lines), "")
-    first = next(_lines(path, lines), "")
+        head, first = first, next(_lines(path, lines), "")
     if not first.strip():
         raise DataError(
             f"{path} has {'only one line' if head.strip() else 'no lines'}; expected a line of "
             "column names, then one line per row: its name and its numbers."
         )
-    present = (mark for mark in "\t, " if mark in head.rstrip("\n"))
-    separator = _SEPARATORS.get(stem_and_kind(path)[1]) or next(present, "\t")
+    separator = _separator(head, path)
     columns, row = csv.reader([head, first], delimiter=separator)
     if len(row) == len(columns) + 1 and columns[0]:
         logger.info("%s: the first line has no field above the names, as R writes it.", path)
@@ -131,6 +129,17 @@ def _header(path: Path, lines: IO[str]) -> _Header:
         )
     rest = chain([first], _lines(path, lines))
     return _Header(separator, n_leading, region, columns[n_leading:], rest)
+
+
+def _separator(head: str, path: Path) -> str:
+    present = (mark for mark in "\t, " if mark in head.rstrip("\n"))
+    return _SEPARATORS.get(stem_and_kind(path)[1]) or next(present, "\t")
+
+
+def _fits(head: str, first: str, path: Path) -> bool:
+    """Return whether a line that begins with # has as many fields as a header of the next line."""
+    head_row, row = csv.reader([head, first], delimiter=_separator(head, path))
+    return len(row) > 1 and len(head_row) in (len(row), len(row) - 1)
 
 
 def _region(titles: list[str]) -> tuple[int, int, int] | None:

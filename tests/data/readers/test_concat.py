@@ -95,8 +95,9 @@ def test_what_not_every_file_has_is_told(small, tmp_path, caplog):
     paths = [tmp_path / "a.h5ad", write_h5ad(small, tmp_path / "b.h5ad")]
     assert not read(paths).layers
     assert (
-        "a: left out, as not every file has it, or its values differ: obs (age), obsm (X_pca), "
-        "uns (log), layers (counts), raw (raw)" in caplog.text
+        "a: left out, as not every file has it, its values differ, or it is of one file's cells "
+        "alone (obsp): obs (age), obsm (X_pca), uns (log), layers (counts), raw (raw)"
+        in caplog.text
     )
     assert "b: left out" not in caplog.text
 

@@ -95,7 +95,7 @@ def test_every_way_to_write_a_bed_file(kind, small, tmp_path):
 def test_a_wrong_coordinate_is_named_in_a_short_message(small, tmp_path):
     folder = write_mtx(small, tmp_path, BED)
     (folder / "peaks.bed").write_text(bed(small).replace("\t1000000\t", "\t12e-1\t"))
-    with pytest.raises(DataError, match=r"the start of the peak in row 1, 'chr1', is '12e-1'"):
+    with pytest.raises(DataError, match=r"the start of the peak in row 1, on 'chr1', is '12e-1'"):
         read(folder)
 
 
@@ -254,3 +254,48 @@ def test_the_end_of_the_last_line_of_a_matrix_does_not_matter(end, small, tmp_pa
     text = (folder / "matrix.mtx").read_text().rstrip()
     (folder / "matrix.mtx").write_bytes((text + end).encode())
     assert same(read(folder), small)
+
+
+def test_numbers_that_are_names_stay_names(small, tmp_path):
+    """Cells that are called 1 to 12, and what they are beside it; labels are no names."""
+    folder = write_mtx(small, tmp_path, BED, bed=True)
+    (folder / "barcodes.tsv").write_text("".join(f"{n}\t{'TB'[n % 2]}\n" for n in range(1, 13)))
+    assert list(read(folder).obs_names) == [str(n) for n in range(1, 13)]
+
+
+@pytest.mark.parametrize("chromosome", ["chr1", "1", "X"])
+@pytest.mark.parametrize("ids", [lambda at: f"peak{at}", lambda at: str(at + 1)])
+def test_ids_before_the_regions_are_left_out(chromosome, ids, small, tmp_path):
+    folder = write_mtx(small, tmp_path, ("matrix.mtx", "barcodes.tsv", "peaks.tsv"))
+    rows = [f"{ids(at)}\t{chromosome}\t{10 * at}\t{10 * at + 5}\n" for at in range(30)]
+    (folder / "peaks.tsv").write_text("".join(rows))
+    expected = [f"{chromosome}_{10 * at}_{10 * at + 5}" for at in range(30)]
+    assert list(read(folder).var_names) == expected
+
+
+@pytest.mark.parametrize("score", ["", "\t0", "\t950"])
+def test_chromosomes_that_are_numbers_are_chromosomes(score, small, tmp_path):
+    folder = write_mtx(small, tmp_path, BED)
+    rows = [f"{at // 2 + 1}\t{100 * at + 1000}\t{100 * at + 1050}{score}\n" for at in range(30)]
+    (folder / "peaks.bed").write_text("".join(rows))
+    assert read(folder).var_names[3] == "2_1300_1350"
+
+
+@pytest.mark.parametrize("rows", ["peaks", "cells"])
+def test_a_header_may_begin_with_the_sign_of_a_comment(rows, small, tmp_path):
+    path = write_table(small, tmp_path / "a.tsv", sep="\t", rows=rows)
+    path.write_text("# made by a tool\n#name" + path.read_text())
+    assert same(read(path), small)
+
+
+def test_the_modality_of_a_mudata_by_another_name(small, tmp_path):
+    path = write_h5mu(small, tmp_path / "a.h5mu", ["one", "two"]).rename(tmp_path / "a.h5")
+    assert read(path / "two").shape == (12, 30)
+
+
+def test_a_notation_that_makes_two_names_one_is_refused(small, tmp_path):
+    cells = small[:, :2].copy()
+    cells.var_names = ["chr1:1-2", "chr1-1-2"]
+    path = write_h5ad(cells, tmp_path / "a.h5ad")
+    with pytest.raises(DataError, match="two peaks would be named 'chr1_1_2'"):
+        read(path, peak_style="chr_start_end")
