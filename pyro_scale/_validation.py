@@ -32,6 +32,7 @@ __all__ = [
     "check_seed",
     "listed",
     "named_layers",
+    "with_scipy_dtype",
 ]
 
 
@@ -176,6 +177,16 @@ def listed(names: Iterable[object], at_most: int = 10) -> str:
     shown = [str(name) for name in names]
     more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
     return (", ".join(shown[:at_most]) or "none") + more
+
+
+def with_scipy_dtype(x: Any) -> Any:
+    """Return a matrix of real numbers in a dtype that scipy.sparse has.
+
+    It has neither float16, which becomes float32, nor another byte order than the machine's.
+    """
+    if x.dtype == np.float16:
+        return x.astype(np.float32)
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def named_layers(adata: AnnData) -> dict[str, Any]:

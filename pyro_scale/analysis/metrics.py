@@ -159,7 +159,7 @@ def cluster_report(labels: Sequence[object], clusters: Sequence[object]) -> Clus
     """
     from sklearn.metrics import f1_score
 
-    labels, clusters = _pair(labels, clusters)  # strings, so that it does nothing the next time
+    labels, clusters = _pair(labels, clusters)
     matching = match_clusters(labels, clusters)
     matched = [matching[cluster] for cluster in clusters]
     confusion = pd.crosstab(np.asarray(labels, object), np.asarray(matched, object))

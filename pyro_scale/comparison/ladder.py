@@ -329,9 +329,9 @@ def _regions(vae: MixtureVAE, cells: CellBatch, at: EvaluationPoint) -> list[_Re
 
     The posterior p(z|x) may have a mode per component, far from each other, and an integral around
     one of them misses the others. For one component, p(x|z) p(z|c) has a single mode if the decoder
-    is linear, since its logarithm is then concave. With hidden layers it may have several: the
-    search starts from points around the component's mean and from the encoder's mean, and the box
-    is widened until it holds all modes that were found.
+    is linear: its logarithm is then concave in z, for both likelihoods of this package. With hidden
+    layers it may have several. The search then starts from points around the component's mean and
+    from the encoder's mean, and the box is widened until it holds all modes that were found.
     """
     d, n_components = vae.n_latent, len(at.log_pi_k)
     steps = torch.cat([torch.zeros(1, d), *(s * torch.eye(d) for s in (-2, -1, 1, 2))])

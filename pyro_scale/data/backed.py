@@ -17,7 +17,14 @@ from pyro_scale._validation import named_layers
 from pyro_scale.data.readers.paths import readable
 from pyro_scale.exceptions import DataError
 
-__all__ = ["BackedMatrix", "as_csr", "find_on_disk", "is_on_disk", "load", "view"]
+__all__ = [
+    "BackedMatrix",
+    "as_csr",
+    "find_on_disk",
+    "is_on_disk",
+    "load",
+    "view",
+]
 
 _CHUNK = 1024  # cells per chunk in a pass over all cells
 _GAP = 2**13  # most unwanted entries between two rows that one read may cover

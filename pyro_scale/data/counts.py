@@ -21,6 +21,7 @@ from pyro_scale._validation import (
     check_matrix,
     listed,
     named_layers,
+    with_scipy_dtype,
 )
 from pyro_scale.data.backed import BackedMatrix, as_csr, find_on_disk
 from pyro_scale.data.peak_names import NOT_PEAKS, looks_like_genes, looks_like_peaks
@@ -284,9 +285,7 @@ def to_csr(x: Any) -> sparse.csr_matrix | BackedMatrix:
     if not sparse.issparse(x):
         logger.info("the matrix is dense; it is converted to a sparse copy.")
     matrix: Any = x if sparse.issparse(x) else np.asarray(x)
-    if matrix.dtype == np.float16:  # scipy.sparse has no float16
-        matrix = matrix.astype(np.float32)
-    return as_csr(matrix)
+    return as_csr(with_scipy_dtype(matrix))
 
 
 def _check_names(adata: AnnData) -> None:
@@ -335,9 +334,9 @@ def _check_features(adata: AnnData) -> None:
         others = types.isin(NOT_PEAKS).to_numpy()
         if others.any() and not looks_like_peaks(adata.var_names[others][:100].astype(str)):
             raise DataError(
-                f"{int(others.sum())} of {adata.n_vars} features are no peaks but "
+                f"{int(others.sum())} of {adata.n_vars} features are not peaks: "
                 f"{listed(sorted(set(types[others])))} (the first is "
-                f"{adata.var_names[others.argmax()]!r}); keep the peaks with "
+                f"{adata.var_names[others.argmax()]!r}). Keep the peaks with "
                 "adata[:, adata.var['feature_types'] == 'Peaks'], or delete "
                 "var['feature_types'] if these are counts of accessibility."
             )
@@ -350,7 +349,7 @@ def _check_features(adata: AnnData) -> None:
 
 
 def warn_of_reads(counts: CountMatrix) -> None:
-    """Warn of counts that are no Poisson counts: all even, as of reads, or none above one."""
+    """Warn of counts that a Poisson likelihood does not fit: all even, as of reads, or all 0/1."""
     n_entries = n_above = n_odd = 0
     for _, x in counts.chunks():
         n_entries += x.nnz

@@ -8,11 +8,14 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
+from pyro_scale.exceptions import DataError
+
 __all__ = [
     "NOT_PEAKS",
     "PEAK_STYLES",
     "PeakStyle",
     "formatted",
+    "in_style",
     "looks_like_genes",
     "looks_like_peaks",
     "style_advice",
@@ -94,6 +97,23 @@ def formatted(names: pd.Index, style: str) -> pd.Index:
         return f"{chromosome}{first}{start}{second}{end}"
 
     return pd.Index([one(str(name)) for name in names], dtype=object)
+
+
+def in_style(names: pd.Index, style: str) -> pd.Index:
+    """Return the names in a notation; raise DataError if two peaks would have the same name.
+
+    Examples
+    --------
+    >>> in_style(pd.Index(["chr1_1_2", "a"]), "chr:start-end").tolist()
+    ['chr1:1-2', 'a']
+    """
+    new = formatted(names, style)
+    if new.nunique() < names.nunique():
+        raise DataError(
+            f"in the notation {style}, two peaks would be named {new[new.duplicated()][0]!r}; "
+            "remove one of them first."
+        )
+    return new
 
 
 def style_advice(wanted: pd.Index, found: pd.Index) -> str:

@@ -9,7 +9,7 @@ from pyro_scale._validation import check_bool
 from pyro_scale.data.backed import BackedMatrix, is_on_disk, load, view
 from pyro_scale.data.counts import select_matrix, to_csr
 
-__all__ = ["copied", "in_memory", "matrix", "replaced", "subset"]
+__all__ = ["in_memory", "matrix", "replaced", "subset"]
 
 
 def matrix(adata: AnnData, layer: str | None) -> sparse.csr_matrix | BackedMatrix:
@@ -21,11 +21,6 @@ def in_memory(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
     """Return a copy of ``X`` or the layer in memory, as float32 CSR."""
     x = matrix(adata, layer)
     return x.read() if isinstance(x, BackedMatrix) else x
-
-
-def copied(adata: AnnData) -> AnnData:
-    """Return a copy in memory; a file that ``adata`` is read from stays open."""
-    return load(adata)
 
 
 def subset(adata: AnnData, cells: object, peaks: object, *, inplace: bool) -> AnnData:
@@ -57,7 +52,7 @@ def replaced(adata: AnnData, layer: str | None, x: sparse.csr_matrix, *, inplace
     check_bool("inplace", inplace)
     if inplace and is_on_disk(adata):
         raise ValueError("an AnnData on disk cannot be changed in place; leave out inplace=True.")
-    result = adata if inplace else copied(adata)
+    result = adata if inplace else load(adata)
     if layer is None:
         result.X = x
     else:

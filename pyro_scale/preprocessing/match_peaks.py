@@ -10,7 +10,13 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_scale._validation import check_adata, check_labels, check_matrix, named_layers
+from pyro_scale._validation import (
+    check_adata,
+    check_labels,
+    check_matrix,
+    named_layers,
+    with_scipy_dtype,
+)
 from pyro_scale.data.backed import is_on_disk, load, view
 from pyro_scale.data.peak_names import style_advice
 from pyro_scale.exceptions import DataError
@@ -96,8 +102,7 @@ def match_peaks(adata: AnnData, peak_names: pd.Index | list[str]) -> AnnData:
     part = load(part) if is_on_disk(adata) else part
 
     def to_model_peaks(x: Any) -> sparse.csr_matrix:
-        half = x.dtype == np.float16  # scipy.sparse has no float16
-        coo = sparse.coo_matrix(x.astype(np.float32) if half else x)
+        coo = sparse.coo_matrix(with_scipy_dtype(x))
         column = np.flatnonzero(found)[coo.col]
         return sparse.csr_matrix((coo.data, (coo.row, column)), (adata.n_obs, len(names)))
 

@@ -8,9 +8,10 @@ import numpy as np
 from anndata import AnnData
 
 from pyro_scale._validation import check_adata, check_bool, check_choice, listed
-from pyro_scale.data.peak_names import PEAK_STYLES, PeakStyle, formatted
+from pyro_scale.data.backed import load
+from pyro_scale.data.peak_names import PEAK_STYLES, PeakStyle, formatted, in_style
 from pyro_scale.exceptions import DataError
-from pyro_scale.preprocessing._copies import copied, in_memory, replaced
+from pyro_scale.preprocessing._copies import in_memory, replaced
 
 __all__ = ["binarize", "format_peak_names", "log_transform", "reads_to_fragments", "tf_idf"]
 
@@ -52,8 +53,8 @@ def reads_to_fragments(
 ) -> AnnData:
     """Convert counts of reads to counts of fragments: half of each count, rounded up.
 
-    The two ends of a fragment are two reads, so that counts of reads are mostly even and no Poisson
-    counts; those of fragments nearly are.
+    Each of the two ends of a fragment is a read, so counts of reads are mostly even, which a
+    Poisson likelihood cannot fit. Counts of fragments are close to Poisson.
 
     Parameters
     ----------
@@ -124,7 +125,7 @@ def format_peak_names(
     check_adata(adata)
     check_choice("peak_style", peak_style, PEAK_STYLES)
     check_bool("inplace", inplace)
-    names = formatted(adata.var_names, peak_style)
+    names = in_style(adata.var_names, peak_style)
     other = next(style for style in PEAK_STYLES if style != peak_style)
     n_regions = int((names != formatted(adata.var_names, other)).sum())
     if not n_regions:
@@ -132,11 +133,8 @@ def format_peak_names(
             f"no peak is named like a region of a genome (the first is {adata.var_names[0]!r}); "
             f"expected one of {listed(PEAK_STYLES)}."
         )
-    if names.nunique() < adata.var_names.nunique():
-        repeated = names[names.duplicated()][0]
-        raise DataError(f"two peaks would be named {repeated!r}; remove one of them first.")
     logger.info("%d of %d peak names are brought to %s", n_regions, len(names), peak_style)
-    result = adata if inplace else copied(adata)
+    result = adata if inplace else load(adata)
     result.var_names = names
     return result
 

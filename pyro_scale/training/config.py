@@ -44,9 +44,7 @@ class TrainingProgress:
         One record per epoch: the rows of the history.
     mixture_started
         Whether the mixture has been initialized after the warm-up, or there is no warm-up. Until
-        then the mixture's parameters come from no data.
-    ended
-        Whether training is complete: all epochs are done, or it has stopped early by itself.
+        then the mixture has its random initial parameters.
 
     Examples
     --------
@@ -60,13 +58,12 @@ class TrainingProgress:
     ...     progress_bar=False,
     ...     progress=progress,
     ... )
-    >>> len(progress.epochs), progress.mixture_started, progress.ended
-    (2, True, True)
+    >>> len(progress.epochs), progress.mixture_started
+    (2, True)
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
     mixture_started: bool = False
-    ended: bool = False
 
 
 @dataclass(frozen=True)

@@ -206,8 +206,7 @@ class TrainingModule(L.LightningModule):
         if not n_epochs:
             logger.warning("training was stopped before its first epoch.")
             return
-        self.progress.ended = has_ended(self.trainer, self.config.max_epochs)
-        if not self.progress.ended:
+        if not has_ended(self.trainer, self.config.max_epochs):
             logger.warning(
                 "training was stopped after %d of %d epochs.", n_epochs, self.config.max_epochs
             )
@@ -227,10 +226,10 @@ class TrainingModule(L.LightningModule):
         log_gamma_nk = self.vae.prior.log_responsibilities(loc_nd)
         sizes = log_gamma_nk.argmax(-1).bincount(minlength=self.vae.n_components).tolist()
         logger.info(
-            "trained %d epochs in %.0f s%s; the mixture's components have %s cells",
+            "trained %d epochs in %.0f s: ELBO %.3f nats per cell; the components have %s cells",
             len(self.history),
             time.monotonic() - self._started,
-            f": ELBO {self.history[-1]['elbo_train']:.3f} nats per cell" if self.history else "",
+            self.history[-1]["elbo_train"],
             sizes,
         )
         few = [f"{k} ({size})" for k, size in enumerate(sizes) if size < _FEW]

@@ -247,7 +247,7 @@ MISTAKES = {
     "no such file": (lambda d: d / "none.h5ad", [], "none.h5ad does not exist"),
     "a folder": (lambda d: d, [], "there is no matrix (*.mtx or *.mtx.gz)"),
     "another format": (with_content("cells.xlsx", b"a,b"), [], "cells.xlsx has no known format"),
-    "not HDF5": (with_content("cells.h5ad", b"a,b"), [], "is no HDF5 file"),
+    "not HDF5": (with_content("cells.h5ad", b"a,b"), [], "is not an HDF5 file"),
     "empty file": (with_content("cells.h5ad", b""), [], "is empty (0 bytes)"),
     "NaN": ("nan", [], "1 values of X are NaN or infinite (the first is nan in cell 'cell_1')"),
     "all cells empty": ("nothing", [], "none of the 60 cells has at least 1 open peaks"),

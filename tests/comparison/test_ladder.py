@@ -176,3 +176,28 @@ def test_the_box_grows_until_the_function_has_decayed():
     """A first version cut off a posterior with a wide tail, alike on both sides of the identity."""
     assert half_width(lambda x: -0.5 * x.square().sum(-1), 2) == 9
     assert half_width(lambda x: -0.5 * (x / 10).square().sum(-1), 1) == 144
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "poisson"])
+def test_log_p_x_given_z_of_a_linear_decoder_is_concave(counts, likelihood):
+    """So that p(x|z) p(z|c) has one mode. With a hidden layer it is not concave."""
+
+    def least_above_chord(decoder_hidden):
+        model = ps.SCALE(
+            counts, 2, 2, hidden=(8,), likelihood=likelihood, decoder_hidden=decoder_hidden
+        )
+        vae = model.vae.double().requires_grad_(False)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in (*vae.likelihood.hidden.parameters(), vae.likelihood.peaks.weight):
+            parameter.normal_(generator=generator)
+        cells = ps.data.dense_cells(model.counts()[:1], dtype=torch.float64)
+        a_m1d, b_m1d = 3 * torch.randn(2, 500, 1, 2, dtype=torch.float64, generator=generator)
+
+        def log_p(z_m1d):
+            return vae.likelihood(z_m1d, cells).log_prob(cells.x_np)
+
+        chord = (log_p(a_m1d) + log_p(b_m1d)) / 2
+        return float((log_p((a_m1d + b_m1d) / 2) - chord).min())
+
+    assert least_above_chord(()) > -1e-9
+    assert least_above_chord((7,)) < 0

@@ -222,3 +222,10 @@ def test_another_notation_is_offered_where_peaks_do_not_match(counts):
     with pytest.raises(ps.DataError, match=words):
         ps.pp.match_peaks(other, model.peak_names)
     assert model.counts(ps.pp.format_peak_names(other, "chr_start_end")).n_cells == counts.n_obs
+
+
+@pytest.mark.parametrize("dtype", ["float16", ">f4", ">i4"])
+def test_dtypes_that_scipy_lacks_are_matched(counts, dtype):
+    dense = anndata.AnnData(counts.X.toarray().astype(dtype), var=counts.var[[]])
+    matched = ps.pp.match_peaks(dense, counts.var_names[::-1])
+    np.testing.assert_array_equal(matched.X.toarray(), counts.X.toarray()[:, ::-1])

@@ -145,7 +145,7 @@ def only_peaks(adata: AnnData, path: Path) -> AnnData:
 def _check_hdf5(path: Path) -> None:
     if not h5py.is_hdf5(path):
         size = path.stat().st_size
-        fault = "is no HDF5 file, whatever its name says" if size else "is empty (0 bytes)"
+        fault = "is not an HDF5 file, whatever its name says" if size else "is empty (0 bytes)"
         raise DataError(f"{path} {fault}; copy or download it again, or give the right file.")
     check_heaps(path)
     with h5py.File(path, "r") as file:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 CHROMOSOME = ("chr", "#chr", "chrom", "#chrom", "chromosome", "seqnames", "seqname", "seqid")
 """Titles, in lower case, of the column with a peak's chromosome."""
 
-_HEAD = 1000  # lines from which the layout of a file is inferred
+_HEAD = 1000  # lines, or rows, from which the layout of a file is inferred
 _NOT_A_ROW = ("#", "track", "browser")  # how lines of a BED file begin that are no regions
 _MOST_TYPES = 50  # a third column with more values has no types of features
 _TITLES = {
@@ -31,7 +31,7 @@ _TITLES = {
     *("cell_id", "cellid", "cell_name", "peak", "peaks", "peak_id", "region", "regions"),
     *("feature", "features", "gene", "genes", "gene_id", *CHROMOSOME),
 }
-_SCIENTIFIC = re.compile(r"\d+(\.\d*)?(e\+?\d+)?", re.IGNORECASE)
+_WHOLE_NUMBER = re.compile(r"\d+(\.\d*)?(e\+?\d+)?", re.IGNORECASE)
 
 
 def read_cell_names(path: Path, shape: tuple[int, int]) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def read_peak_names(path: Path, shape: tuple[int, int]) -> pd.DataFrame:
         If a start or an end in a BED file is not a whole number; the message names the line.
     """
     table = _without_header(_columns(path, _NOT_A_ROW), shape, path)
-    first = _first_of_region(table)
+    first = _first_of_region(table.head(_HEAD))
     if first is None:
         table = _without_row_numbers(table, path)
         if table.shape[1] < 3 or table[2].nunique() > _MOST_TYPES:
@@ -115,7 +115,7 @@ def coordinates(texts: pd.Series) -> pd.Series:
         return texts
 
     def digits(text: str) -> str | float:
-        number = float(text) if _SCIENTIFIC.fullmatch(text.strip()) else math.nan
+        number = float(text) if _WHOLE_NUMBER.fullmatch(text.strip()) else math.nan
         return str(int(number)) if number.is_integer() and number < 2**53 else math.nan
 
     return texts.astype(object).mask(others, texts[others].map(digits))

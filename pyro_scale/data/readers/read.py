@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_scale._validation import check_bool, check_choice, check_indices, check_path, named_layers
-from pyro_scale.data.peak_names import PEAK_STYLES, PeakStyle, formatted
+from pyro_scale._validation import (
+    check_bool,
+    check_choice,
+    check_indices,
+    check_path,
+    named_layers,
+    with_scipy_dtype,
+)
+from pyro_scale.data.peak_names import PEAK_STYLES, PeakStyle, in_style
 from pyro_scale.data.readers.concat import concatenate, names_of_files
 from pyro_scale.data.readers.hdf5_zarr import (
     hdf5_kind,
@@ -158,13 +164,7 @@ def read(
 def _styled(adata: AnnData, peak_style: PeakStyle | None) -> AnnData:
     """Bring the names of the peaks to a notation, in place."""
     if peak_style is not None:
-        names = formatted(adata.var_names, peak_style)
-        if names.nunique() < adata.var_names.nunique():
-            raise DataError(
-                f"two peaks would be named {names[names.duplicated()][0]!r}; leave out peak_style, "
-                "and remove one of them first."
-            )
-        adata.var_names = names
+        adata.var_names = in_style(adata.var_names, peak_style)
     return adata
 
 
@@ -240,11 +240,7 @@ def _tidy(adata: AnnData, path: Path) -> None:
         raise DataError(f"X of {path} has dtype {x.dtype}; expected real numbers.")
     if not sparse.issparse(x):
         logger.info("X of %s is dense; it is converted to CSR.", path)
-    if x.dtype == np.float16:  # scipy.sparse has no float16, and no other byte order
-        x = x.astype(np.float32)
-    elif not x.dtype.isnative:
-        x = x.astype(x.dtype.newbyteorder("="))
-    csr = sparse.csr_matrix(x)
+    csr = sparse.csr_matrix(with_scipy_dtype(x))
     csr.sum_duplicates()
     csr.eliminate_zeros()
     adata.X = csr

@@ -224,7 +224,7 @@ def test_genes_among_the_peaks_of_an_anndata_are_refused_or_warned_of(small, cap
     mixed = small.copy()
     mixed.var_names = [*small.var_names[:20], *(f"ENSG{gene:011d}" for gene in range(10))]
     mixed.var["feature_types"] = ["Peaks"] * 20 + ["Gene Expression"] * 10
-    with pytest.raises(DataError, match="10 of 30 features are no peaks but Gene Expression"):
+    with pytest.raises(DataError, match="10 of 30 features are not peaks: Gene Expression"):
         ps.SCALE(mixed, 2)
     del mixed.var["feature_types"]
     ps.SCALE(mixed, 2)
