@@ -57,8 +57,6 @@ print("REAL CELLS, mouse forebrain" if real else "SIMULATED CELLS")
 
 # %%
 adata = ps.pp.filter_peaks(ps.pp.filter_cells(adata, min_peaks=1), min_cells=0.01)
-if SHORT:
-    adata = ps.pp.select_variable_peaks(adata, 3000)
 labels = adata.obs["cell_type"].astype(str).to_numpy()
 print(f"{100 * (adata.X > 0).mean():.1f} % open; {len(set(labels))} cell types")
 adata
@@ -66,13 +64,13 @@ adata
 # %% [markdown]
 # ## Training
 #
-# Training uses neither labels nor a given number of components: with `n_components=None`, K is chosen by the modularity of clusters in
-# latent space. During the first epochs the prior is N(0, I). Then the mixture is initialized from clusters of the encoder's means, which
-# causes the step in the curve.
+# Training uses neither labels nor a given number of components: with `n_components=None`, K is the number of separated clusters in
+# latent space. Newton's method fits the decoder and each cell's posterior, which initializes the mixture and the encoder; Adam then
+# maximizes the bound together with the log prior density of the decoder's weights (the objective).
 
 # %%
 model = ps.SCALE(adata, n_components=None)
-model.train(80 if SHORT else None, batch_size=64 if SHORT else 128, progress_bar=False)
+model.train(progress_bar=False)
 print(model)
 ps.pl.history(model.history).figure
 
@@ -404,15 +402,15 @@ assert correct[confident].mean() > correct[~confident].mean()  # confidence is i
 #
 # ## How many components?
 #
-# Training chose K by modularity. Here the model is trained again for each K on nine tenths of the cells, and evaluated by the bound of the
-# remaining tenth.
+# Training chose K by merging clusters until all are separated. Here the model is trained again for each K on nine tenths of the cells,
+# and evaluated by the bound of the remaining tenth.
 
 # %%
 held_out = np.random.default_rng(2).permutation(adata.n_obs) < adata.n_obs // 10
 by_k = {}
 for n_components in sorted({1, 2, k, 2 * k}) if SHORT else sorted({1, 2, 4, k, 2 * k}):
     other = ps.SCALE(adata[~held_out], n_components)
-    other.train(20 if SHORT else 80, progress_bar=False)
+    other.train(progress_bar=False)
     bound = other.get_elbo(adata[held_out], bound="collapsed", n_mc_samples=50).to_numpy()
     ari = ps.analysis.cluster_scores(labels, other.get_cluster_assignments(adata))["ari"]
     by_k[n_components] = {"bound": bound, "ARI": ari}
@@ -428,7 +426,7 @@ with ps.pl.style():
     right_ax.set(ylabel="ARI with the labels", title="all cells", ylim=(0, 1))
     for ax in (left, right_ax):
         ax.axvline(k, color="0.5", ls=":", lw=1)
-        ax.set(xlabel="K (dotted: chosen by modularity)")
+        ax.set(xlabel="K (dotted: chosen)")
 plt.show()
 
 # %%

@@ -36,7 +36,12 @@ from pyro_scale.inference import Depth, Kind, Mode, Posterior, StoredDtype
 from pyro_scale.objectives import REGISTRY
 from pyro_scale.programs import LikelihoodName, MixtureVAE, Treatment
 from pyro_scale.serialization import ModelState
-from pyro_scale.training import TrainingConfig, TrainingProgress, build_vae
+from pyro_scale.training import (
+    TrainingConfig,
+    TrainingProgress,
+    build_vae,
+    reason_against_sweeps,
+)
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -55,8 +60,8 @@ class SCALE:
         Cells x peaks, counts or binary, sparse or dense. It is not modified.
     n_components
         K, the number of mixture components (cell clusters), at most the number of cells. If None,
-        :meth:`train` clusters the encoder's means and chooses the number of clusters by their
-        modularity (:func:`pyro_scale.training.choose_n_components`).
+        :meth:`train` clusters the cells' posterior means and merges clusters that are not separated
+        (:func:`pyro_scale.training.choose_n_components`).
     n_latent
         D, the dimension of the latent space.
     formulation
@@ -215,19 +220,25 @@ class SCALE:
     ) -> None:
         """Train on the cells given at construction, without labels.
 
-        A warm-up trains the encoder and decoder under an N(0, I) prior; then the mixture is
-        initialized from a clustering of the encoder's means, and everything is trained. Each call
-        starts from the current weights with a new optimizer. After Ctrl-C the model keeps the
-        weights and the history up to then; it is trained if the mixture had been started. With
-        ``checkpoint``, repeating an interrupted call resumes it, also after a limit of time
-        (``trainer_kwargs={"max_time": ...}``); on the CPU the weights are those of an uninterrupted
-        run, bit by bit.
+        Training starts from Newton sweeps, which fit the decoder and the posteriors of the cells,
+        from which the mixture and the encoder are initialized
+        (:func:`pyro_scale.training.newton_start`); then everything is trained on the objective by
+        Adam. A decoder with hidden layers, and fewer than 20 cells per latent dimension, start
+        instead with a warm-up, in which Adam trains encoder and decoder under an N(0, I) prior. A
+        call on a trained model goes on from its weights, with a new optimizer.
+
+        After Ctrl-C the model keeps the weights and the history up to then; it is trained if the
+        mixture had been started. With ``checkpoint``, repeating an interrupted call resumes it,
+        also after a limit of time (``trainer_kwargs={"max_time": ...}``); on the CPU the weights
+        are those of an uninterrupted run, bit by bit.
 
         Parameters
         ----------
         max_epochs
-            Number of passes over the training cells, warm-up included. If None, a million divided
-            by the number of cells, but at least 50 and at most 300.
+            Number of passes of Adam over the training cells, warm-up included. If None, 75,000
+            divided by the number of cells, but at least 5 and at most 20 (30 for
+            ``preset="plain"``); with a warm-up, a million divided by the number of cells, but at
+            least 50 and at most 300.
         accelerator, devices
             Passed to Lightning's Trainer. ``devices="auto"`` is one device, or the processes that
             torchrun or srun has started, which train one model together.
@@ -249,9 +260,10 @@ class SCALE:
         trainer_kwargs
             Further keyword arguments of Lightning's Trainer.
         training_kwargs
-            Further settings of :class:`pyro_scale.training.TrainingConfig`: ``warmup_epochs``,
-            ``kl_warmup_epochs``, ``lr``, ``decoder_precision``, ``mask_rate``, ``gradient_clip``,
-            ``validation_size``, ``patience``, ``n_particles``, ``max_nan_retries``, ``seed``.
+            Further settings of :class:`pyro_scale.training.TrainingConfig`: ``newton_sweeps``,
+            ``warmup_epochs``, ``kl_warmup_epochs``, ``lr``, ``decoder_precision``, ``mask_rate``,
+            ``gradient_clip``, ``validation_size``, ``patience``, ``n_particles``,
+            ``max_nan_retries``, ``seed``.
 
         Raises
         ------
@@ -264,27 +276,29 @@ class SCALE:
         --------
         >>> model.train(max_epochs=3, batch_size=20, lr=1e-3, progress_bar=False)
         >>> model.history.shape
-        (3, 3)
+        (3, 4)
         """
-        config = TrainingConfig.for_dataset(
-            self._counts.n_cells,
-            plain=self.config.plain,
-            max_epochs=max_epochs,
-            early_stopping=early_stopping,
-            batch_size=batch_size,
-            **{"seed": self.config.seed, **training_kwargs},
-        )
+        from pyro_scale.training.callbacks import goes_on  # here: Lightning is slow to import
+        from pyro_scale.training.trainer import fit
+
         if checkpoint is not None:
             checkpoint = validation.check_path("checkpoint", checkpoint).resolve()
             if not checkpoint.parent.is_dir():
                 raise FileNotFoundError(
                     f"checkpoint={str(checkpoint)!r}: {checkpoint.parent} is not a folder."
                 )
-        from pyro_scale.training.trainer import fit  # here: Lightning is slow to import
-
-        progress = TrainingProgress()
         resumes = checkpoint is not None and checkpoint.exists()
+        progress = TrainingProgress()
         with exclusive(), self._in_training():
+            # A run that is repeated to resume has the defaults of its first call.
+            is_trained = goes_on(checkpoint) if checkpoint and resumes else self.is_trained
+            config = self._training_config(
+                is_trained,
+                max_epochs=max_epochs,
+                early_stopping=early_stopping,
+                batch_size=batch_size,
+                **training_kwargs,
+            )
             try:
                 fit(
                     self.vae,
@@ -308,6 +322,25 @@ class SCALE:
                         self.config = replace(self.config, n_components=self.vae.n_components)
                         trained = len(progress.epochs) > config.n_warmup
                         self._k_is_chosen = self._k_is_chosen or trained
+
+    def _training_config(self, is_trained: bool, **settings: Any) -> TrainingConfig:
+        """Return the settings of a training, and log why there are no Newton sweeps."""
+        n_cells = self._counts.n_cells
+        reason = None if is_trained else reason_against_sweeps(self.vae, n_cells)
+        config = TrainingConfig.for_dataset(
+            n_cells,
+            plain=self.config.plain,
+            with_sweeps=reason is None,
+            is_trained=is_trained,
+            **{"seed": self.config.seed, **settings},
+        )
+        if reason is not None and config.newton_sweeps == 0:
+            logger.info(
+                "training starts with a warm-up of %d epochs and without Newton sweeps, because %s",
+                config.n_warmup,
+                reason,
+            )
+        return config
 
     def _chooses_k(self, config: TrainingConfig, *, resumes: bool) -> bool:
         """Return whether training is to choose K: if it is open, and not chosen or not for good.

@@ -122,7 +122,13 @@ def test_every_formulation_rises_and_moves_every_parameter(adata, formulation, p
 
 def test_history_has_a_row_for_every_epoch(adata):
     history = train(small_scale(adata), 10, kl_warmup_epochs=4, validation_size=0.1).history
-    assert list(history.columns) == ["phase", "kl_weight", "elbo_train", "elbo_validation"]
+    assert list(history.columns) == [
+        "phase",
+        "kl_weight",
+        "elbo_train",
+        "objective",
+        "elbo_validation",
+    ]
     assert history.index.name == "epoch"
     assert list(history.index) == list(range(10))
     assert list(history["phase"]) == ["warm-up"] * 6 + ["mixture"] * 4

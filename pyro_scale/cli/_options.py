@@ -51,8 +51,8 @@ K = Annotated[
         "-k",
         "--n-components",
         "--n-centroids",
-        help="Number of mixture components (clusters). Default: chosen by modularity of the latent "
-        "space.",
+        help="Number of mixture components (clusters). Default: the number of clusters that are "
+        "separated in the latent space.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -14,22 +14,35 @@ from pyro_scale.training.initialization import (
     fit_lsi,
     moments,
 )
+from pyro_scale.training.newton import GaussianPosterior, NewtonSweeps
+from pyro_scale.training.newton_start import (
+    components_from_posteriors,
+    fit_encoder,
+    newton_start,
+    reason_against_sweeps,
+)
 
 if TYPE_CHECKING:
     from pyro_scale.training.module import TrainingModule
     from pyro_scale.training.trainer import fit
 
 __all__ = [
+    "GaussianPosterior",
+    "NewtonSweeps",
     "TrainingConfig",
     "TrainingModule",
     "TrainingProgress",
     "build_vae",
     "choose_n_components",
     "components_from_means",
+    "components_from_posteriors",
     "default_batch_size",
     "fit",
+    "fit_encoder",
     "fit_lsi",
     "moments",
+    "newton_start",
+    "reason_against_sweeps",
 ]
 
 _NEEDS_LIGHTNING = {"TrainingModule": "module", "fit": "trainer"}

@@ -31,6 +31,7 @@ __all__ = [
     "check_checkpoint",
     "digest",
     "fingerprint",
+    "goes_on",
     "has_ended",
     "random_states",
     "restore_random_states",
@@ -124,6 +125,20 @@ def check_checkpoint(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
             "to resume it, or give another file for checkpoint=."
         )
     return {"finished": finished, "epochs": epochs}
+
+
+def goes_on(path: Path) -> bool:
+    """Return whether a checkpoint is of a training that went on from a trained model's weights.
+
+    Such a training has neither Newton sweeps nor a warm-up. A file that is not a checkpoint gives
+    False; :func:`check_checkpoint` refuses it later.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[KEY]
+        settings = saved["fingerprint"]
+        return bool(settings["newton_sweeps"] == 0 and settings["warmup_epochs"] == 0)
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, pickle.PickleError):
+        return False
 
 
 def random_states() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pyro_scale._validation import check_bool, check_int, check_number, check_se
 __all__ = ["TrainingConfig", "TrainingProgress", "default_batch_size"]
 
 _MANY_CELLS = 10_000
+_SWEEPS = 14
 
 
 def default_batch_size(n_cells: int) -> int:
@@ -74,13 +75,18 @@ class TrainingConfig:
     ----------
     max_epochs
         Number of passes over the training cells, warm-up included.
+    newton_sweeps
+        Number of Newton sweeps from which training starts
+        (:func:`pyro_scale.training.newton_start`); they replace the weights of decoder, encoder and
+        mixture. Zero: training starts from the current weights.
     warmup_epochs
         Number of epochs at the start in which the prior of z is N(0, I) instead of the mixture.
-        After them the mixture is initialized from the encoder's means. If None, three fifths of
-        ``max_epochs``.
+        After them the mixture is initialized from the encoder's means. If None, none after Newton
+        sweeps and otherwise three fifths of ``max_epochs``.
     kl_warmup_epochs
         Number of epochs, at the start, over which the weight of the KL terms in the objective rises
-        linearly to one. If None, 20, or a third of ``max_epochs`` if that is less.
+        linearly to one. If None, zero without a warm-up, and otherwise 20, or a third of
+        ``max_epochs`` if that is less.
     batch_size
         Number of cells per minibatch.
     lr
@@ -114,11 +120,15 @@ class TrainingConfig:
     >>> config = TrainingConfig.for_dataset(
     ...     2000, plain=False, max_epochs=None, early_stopping=False, lr=1e-3
     ... )
-    >>> config.max_epochs, config.n_warmup, config.n_kl_warmup, config.kl_weight(0)
-    (300, 180, 20, 0.05)
+    >>> config.newton_sweeps, config.max_epochs, config.n_warmup
+    (14, 20, 0)
+    >>> config = TrainingConfig(max_epochs=300)
+    >>> config.newton_sweeps, config.n_warmup, config.n_kl_warmup, config.kl_weight(0)
+    (0, 180, 20, 0.05)
     """
 
     max_epochs: int = 300
+    newton_sweeps: int = 0
     warmup_epochs: int | None = None
     kl_warmup_epochs: int | None = None
     batch_size: int = 128
@@ -141,11 +151,15 @@ class TrainingConfig:
         plain: bool,
         max_epochs: int | None,
         early_stopping: bool,
+        with_sweeps: bool = True,
+        is_trained: bool = False,
         **settings: Any,
     ) -> TrainingConfig:
         """Return the training settings: those given and, for the rest, defaults for the data.
 
-        The defaults of ``max_epochs`` and ``batch_size`` depend on the number of cells.
+        The defaults of ``max_epochs`` and ``batch_size`` depend on the number of cells. Training
+        starts from Newton sweeps unless a warm-up is asked for, or from the current weights if the
+        model has been trained.
 
         Parameters
         ----------
@@ -154,6 +168,11 @@ class TrainingConfig:
         plain
             Whether the model is that of the SCALE paper (``preset="plain"``), which has a smaller
             default learning rate and no prior on the decoder's weights.
+        with_sweeps
+            Whether Newton sweeps are possible. Otherwise training starts with a warm-up, and takes
+            more epochs.
+        is_trained
+            Whether the current weights come from training.
         max_epochs, early_stopping, settings
             As in :meth:`pyro_scale.SCALE.train`.
 
@@ -171,12 +190,20 @@ class TrainingConfig:
         defaults: dict[str, Any] = {}
         if settings.get("batch_size") is None:
             settings["batch_size"] = default_batch_size(n_cells)
-        if max_epochs is None:
+        if settings.get("newton_sweeps") is None:
+            asked = bool(settings.get("warmup_epochs"))
+            settings["newton_sweeps"] = _SWEEPS if with_sweeps and not (asked or is_trained) else 0
+        if is_trained and settings.get("warmup_epochs") is None:
+            settings["warmup_epochs"] = 0
+        has_start = is_trained or settings["newton_sweeps"] > 0
+        if max_epochs is None and has_start:
+            max_epochs = min(max(75_000 // n_cells, 5), 30 if plain else 20)
+        elif max_epochs is None:
             max_epochs = min(max(1_000_000 // n_cells, 50), 300)
         if plain:
             # lr: the plain encoder's first layer reads every peak with 1024 units.
             # decoder_precision: depth is encoded in z and takes large weights to decode.
-            defaults |= {"lr": 1e-3, "decoder_precision": 0.0}
+            defaults |= {"lr": 3e-4 if has_start else 1e-3, "decoder_precision": 0.0}
         if early_stopping:
             defaults |= {"validation_size": 0.1}
         return cls(max_epochs=max_epochs, early_stopping=early_stopping, **defaults | settings)
@@ -185,7 +212,8 @@ class TrainingConfig:
         """Validate the fields."""
         for name in ("max_epochs", "batch_size", "patience", "n_particles"):
             check_int(name, getattr(self, name))
-        check_int("max_nan_retries", self.max_nan_retries, least=0)
+        for name in ("max_nan_retries", "newton_sweeps"):
+            check_int(name, getattr(self, name), least=0)
         check_seed(self.seed)
         check_bool("early_stopping", self.early_stopping)
         for name in ("lr", "decoder_precision", "validation_size", "mask_rate"):
@@ -214,7 +242,9 @@ class TrainingConfig:
     @property
     def n_warmup(self) -> int:
         """Number of epochs with the N(0, I) prior."""
-        return 3 * self.max_epochs // 5 if self.warmup_epochs is None else self.warmup_epochs
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs
+        return 0 if self.newton_sweeps else 3 * self.max_epochs // 5
 
     @property
     def n_kl_warmup(self) -> int:
@@ -222,9 +252,9 @@ class TrainingConfig:
 
         It is one in the last of these epochs.
         """
-        if self.kl_warmup_epochs is None:
-            return min(20, self.max_epochs // 3)
-        return self.kl_warmup_epochs
+        if self.kl_warmup_epochs is not None:
+            return self.kl_warmup_epochs
+        return min(20, self.max_epochs // 3) if self.n_warmup else 0
 
     def kl_weight(self, epoch: int) -> float:
         """Return the weight of the KL terms in ``epoch``; after the KL warm-up it is one."""

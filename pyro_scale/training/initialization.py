@@ -164,6 +164,8 @@ def standard_normal_prior(n_latent: int) -> MixturePrior:
 logger = logging.getLogger(__name__)
 
 _N_NEIGHBORS = 15
+_MANY = 2_000  # cells
+_SEPARATED = 0.25  # largest mixing of two clusters that are kept apart
 
 
 class Start(NamedTuple):
@@ -258,78 +260,90 @@ def components_from_means(
 
 
 def choose_n_components(
-    loc_nd: Tensor, seed: int, *, max_components: int = 30, max_cells: int = 5_000
+    loc_nd: Tensor, seed: int, *, max_components: int = 20, max_cells: int = 5_000
 ) -> int:
-    r"""Choose the number of components, K, by the modularity of clusters of the posterior means.
+    r"""Choose the number of components, K, by merging clusters that are not separated.
 
-    For each K the graph of the cells' nearest neighbors is cut into K clusters, from which the
-    mixture would be initialized (:func:`_neighbor_clusters`). Modularity is the fraction of edges
-    within clusters less the fraction expected by chance. K increases from two until modularity has
-    not risen for five values of K in a row, and the K with the highest modularity is chosen. K is
-    one instead if a single Gaussian has a lower Bayesian information criterion (BIC) than mixtures
-    of two and of K Gaussians.
+    The graph of the cells' nearest neighbors is cut into many clusters
+    (:func:`_neighbor_clusters`), and the two clusters that are mixed most are merged, again and
+    again. K is the largest number of clusters of which no two are mixed by more than a quarter. Two
+    clusters i and j with :math:`n_i` and :math:`n_j` cells are mixed by
 
-    (BIC alone counts Gaussians, not clusters: 12 or 13 for 10 clusters that are not Gaussian. The
-    silhouette gives two for nested cell types. ``estimate_k`` of the published SCALE counts
-    Tracy-Widom-significant components of a matrix that is not Gaussian.)
+    .. math:: \frac{e_{ij}}{e_{ii} + e_{ij} + e_{jj}} \Big/
+              \frac{2 \, n_i n_j}{(n_i + n_j)^2},
+
+    the fraction of the edges among their cells that join the two, over the fraction that is
+    expected if the labels of these cells are shuffled: about one for labels at random, 0.4 to 0.8
+    for a homogeneous cluster that has been cut in two, and zero for separated clusters.
+
+    (Modularity, the usual criterion, cannot exceed one half for two clusters of equal size, and
+    rises if a homogeneous cluster of a sparse graph is cut. The silhouette merges nested cell
+    types. ``estimate_k`` of the published SCALE counts Tracy-Widom-significant components of a
+    matrix that is not Gaussian.)
 
     Parameters
     ----------
     loc_nd
-        Mean of q(z|x) of every cell, shape ``(n, d)``.
+        Posterior mean of z of every cell, shape ``(n, d)``.
     seed
         Seed of the clustering and of the random choice of cells.
     max_components
-        Largest K that is tried; less if there are fewer than five cells per component.
+        Number of clusters that are merged; less if there are fewer than 15 cells per cluster.
     max_cells
         Largest number of cells that are clustered. If there are more, as many are chosen at
         random.
-
-    References
-    ----------
-    Newman and Girvan 2004, doi:10.1103/PhysRevE.69.026113 (modularity); Fraley and Raftery
-    2002, doi:10.1198/016214502760047131 (BIC).
 
     Examples
     --------
     >>> generator = torch.Generator().manual_seed(0)
     >>> loc_nd = torch.randn(90, 2, generator=generator)
     >>> loc_nd += 20 * torch.eye(3, 2)[torch.arange(90) % 3]
-    >>> choose_n_components(loc_nd, seed=0, max_components=4)
+    >>> choose_n_components(loc_nd, seed=0)
     3
     """
     means = loc_nd[subsample_indices(max_cells, len(loc_nd), seed)].double().cpu().numpy()
-    largest = min(max_components, len(means) // 5)
-    if largest < 2 or len(means) <= _N_NEIGHBORS:
+    largest = min(max_components, len(means) // _N_NEIGHBORS)
+    if largest < 2:
         return 1
-    from sklearn.mixture import GaussianMixture  # here, because scikit-learn takes long to import
-    from sklearn.neighbors import kneighbors_graph
+    from sklearn.neighbors import kneighbors_graph  # here: scikit-learn takes long to import
 
     graph = kneighbors_graph(means, _N_NEIGHBORS)
     graph = graph.maximum(graph.T)
-    scores: list[float] = []
-    for k in range(2, largest + 1):
-        scores.append(_modularity(graph, _neighbor_clusters(means, k, seed)))
-        if len(scores) - np.argmax(scores) > 5:
-            break
-    chosen = int(np.argmax(scores)) + 2
-    bic_one, *bic_more = (
-        GaussianMixture(k, covariance_type="diag", n_init=3, reg_covar=1e-3, random_state=seed)
-        .fit(means)
-        .bic(means)
-        for k in (1, 2, chosen)
+    mixing = _mixing_of_merged(graph, _neighbor_clusters(means, largest, seed))
+    chosen = max(k for k, mixed in mixing.items() if mixed <= _SEPARATED)
+    table = ", ".join(f"{k}: {mixed:.2f}" for k, mixed in sorted(mixing.items()) if k > 1)
+    logger.info(
+        "chose n_components=%d; for each K, how much the most mixed two clusters are mixed: %s",
+        chosen,
+        table,
     )
-    if bic_one <= min(bic_more):
-        chosen = 1
-    logger.info("chose n_components=%d by modularity, of 2 to %d clusters", chosen, len(scores) + 1)
     return chosen
 
 
-def _modularity(graph: csr_matrix, labels: NDArray[np.intp]) -> float:
-    """Return the fraction of edges within clusters less the fraction expected by chance."""
-    member_nk = np.equal.outer(labels, np.arange(labels.max() + 1)).astype(float)
-    edges_kk = member_nk.T @ (graph @ member_nk) / graph.sum()
-    return float(np.trace(edges_kk) - np.square(edges_kk.sum(1)).sum())
+def _mixing_of_merged(graph: csr_matrix, labels: NDArray[np.intp]) -> dict[int, float]:
+    """Merge the two most mixed clusters again and again; return the largest mixing at each K.
+
+    ``graph`` is the symmetric graph of neighbors. The mixing of one cluster is zero.
+    """
+    member_nk = np.equal.outer(labels, np.unique(labels)).astype(float)
+    size_k, edges_kk = member_nk.sum(0), member_nk.T @ (graph @ member_nk)
+    found = {1: 0.0}
+    while len(size_k) > 1:
+        within_k = edges_kk.diagonal()
+        joining_kk = edges_kk + edges_kk.T
+        total_kk = np.add.outer(within_k, within_k) + joining_kk
+        sizes_kk = np.add.outer(size_k, size_k)
+        expected_kk = 2 * np.multiply.outer(size_k, size_k) / sizes_kk**2
+        mixing_kk = joining_kk / np.maximum(total_kk, 1) / expected_kk
+        np.fill_diagonal(mixing_kk, -1.0)
+        i, j = sorted(np.unravel_index(mixing_kk.argmax(), mixing_kk.shape))
+        found[len(size_k)] = float(mixing_kk[i, j])
+        for axis in (0, 1):
+            edges_kk[(slice(None),) * axis + (i,)] += edges_kk.take(j, axis)
+            edges_kk = np.delete(edges_kk, j, axis)
+        size_k[i] += size_k[j]
+        size_k = np.delete(size_k, j)
+    return found
 
 
 def _neighbor_clusters(means: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
@@ -345,8 +359,14 @@ def _neighbor_clusters(means: NDArray[np.float64], k: int, seed: int) -> NDArray
 
     if k > 1 and len(means) >= 5 * k and len(means) > _N_NEIGHBORS:
         graph = kneighbors_graph(means, _N_NEIGHBORS, include_self=True)
+        # ARPACK factorizes the graph's matrix, which takes a minute for 15,000 cells.
+        solver = "arpack" if len(means) < _MANY else "lobpcg"
         labels: NDArray[np.intp] = SpectralClustering(
-            k, affinity="precomputed", assign_labels="discretize", random_state=seed
+            k,
+            affinity="precomputed",
+            assign_labels="discretize",
+            eigen_solver=solver,
+            random_state=seed,
         ).fit_predict(_joined((graph + graph.T) / 2, means))
         if len(np.unique(labels)) == k:
             return labels

@@ -28,6 +28,7 @@ from pyro_scale.training.initialization import (
 )
 from pyro_scale.training.lazy_adam import CombinedAdam
 from pyro_scale.training.nan_recovery import NanRecovery, first_nonfinite_site
+from pyro_scale.training.newton_start import newton_start
 from pyro_scale.training.optimizers import build_optimizer, clip_grad_norm_, close_optimizer
 
 __all__ = ["TrainingModule"]
@@ -39,7 +40,7 @@ _SUMS = ("loss", "cells", "loss_validation", "cells_validation")
 
 
 class TrainingModule(L.LightningModule):
-    """LightningModule that trains with an N(0, I) prior first (warm-up), then with the mixture.
+    """LightningModule that trains from Newton sweeps, or from a warm-up with an N(0, I) prior.
 
     Optimization is manual because TraceGraph_ELBO and RenyiELBO call backward themselves; the
     training step is the same for every objective.
@@ -96,7 +97,7 @@ class TrainingModule(L.LightningModule):
         warm_vae = vae.with_prior(standard_normal_prior(vae.n_latent))
         self.warmup_objective = Objective(warm_vae, "collapsed", "Trace_ELBO")
         self.progress = TrainingProgress() if progress is None else progress
-        self.progress.mixture_started = config.n_warmup == 0
+        self.progress.mixture_started = config.n_warmup == 0 and not config.newton_sweeps
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._started = time.monotonic()
         self.terminated = False
@@ -179,16 +180,28 @@ class TrainingModule(L.LightningModule):
         self.nan_recovery.n_taken, self._random_states = ours["n_nan_retries"], ours["random"]
 
     def on_train_epoch_start(self) -> None:
-        """Initialize the mixture from the encoder's means if the warm-up has just ended."""
+        """Start from Newton sweeps, or initialize the mixture if the warm-up has just ended."""
         if (
             self._random_states is not None and not self.distributed
         ):  # they are those of one process
             restore_random_states(self._random_states)
         self._random_states = None
         self._sums = dict.fromkeys(_SUMS, 0.0)
+        if self.config.newton_sweeps and not self.history:
+            self._sweep()
         if not self.warming_up and not self.progress.mixture_started:
             self._start_mixture()
         self.nan_recovery.keep(self.vae, self._optimizer.optimizer)
+
+    def _sweep(self) -> None:
+        """Start from Newton sweeps, which one process makes for all."""
+        if self.trainer.is_global_zero:
+            newton_start(self.vae, self.counts, self.config, choose_k=self.choose_k)
+        if self.distributed:
+            self.vae.load_state_dict(self.trainer.strategy.broadcast(self.vae.state_dict()))
+        if self.choose_k:
+            self._replace_prior()
+        self.progress.mixture_started = not self.warming_up
 
     def _start_mixture(self) -> None:
         """Initialize the mixture from the encoder's means, and choose K if that is asked for."""
@@ -363,6 +376,7 @@ class TrainingModule(L.LightningModule):
             "phase": "warm-up" if self.warming_up else "mixture",
             "kl_weight": self.config.kl_weight(self.current_epoch),
             "elbo_train": elbo,
+            "objective": elbo + self._log_prior_of_decoder(),
         }
         if self.config.max_nan_retries:
             epoch["n_nan_retries"] = self.nan_recovery.n_taken
@@ -370,6 +384,15 @@ class TrainingModule(L.LightningModule):
             epoch["elbo_validation"] = self._mean("_validation")
         self.history.append(epoch)
         self.log("elbo_train", elbo, prog_bar=True)
+
+    def _log_prior_of_decoder(self) -> float:
+        """Return the log prior density of the decoder's weights per cell, up to a constant."""
+        precision = self.config.decoder_precision
+        if not precision:
+            return 0.0
+        weights = [p for p in self.vae.likelihood.parameters() if p.ndim > 1]
+        squares = sum(float(weight.detach().square().sum()) for weight in weights)
+        return -precision / 2 * squares / self.counts.n_cells
 
     def _mean(self, suffix: str) -> float:
         loss, n_cells = self._totals(self._sums[f"loss{suffix}"], self._sums[f"cells{suffix}"])

@@ -41,10 +41,12 @@ from pyro_scale.training.callbacks import (
 from pyro_scale.training.config import TrainingConfig, TrainingProgress
 from pyro_scale.training.launchers import launched
 from pyro_scale.training.module import TrainingModule
+from pyro_scale.training.newton_start import reason_against_sweeps
 
 __all__ = [
     "check_distributed",
     "check_precision",
+    "check_sweeps",
     "check_trainer",
     "check_warmup",
     "fit",
@@ -158,7 +160,8 @@ def fit(
     progress_bar
         Whether to show a progress bar.
     choose_k
-        Whether to choose the number of components from the encoder's means after the warm-up.
+        Whether to choose the number of components from the cells' posterior means after the Newton
+        sweeps or the warm-up.
     trainer_kwargs
         Further keyword arguments of Lightning's Trainer. Callbacks among them run in addition to
         those of this package. With ``max_time``, training stops at the end of the epoch in which
@@ -177,15 +180,18 @@ def fit(
     -------
     DataFrame
         The history, one row per epoch: ``phase`` (``"warm-up"`` or ``"mixture"``), ``kl_weight``
-        (weight of the KL terms) and, in nats per cell, ``elbo_train`` and, if cells were held out,
-        ``elbo_validation``. With ``max_nan_retries`` there is also ``n_nan_retries``.
+        (weight of the KL terms) and, in nats per cell, ``elbo_train``, ``objective`` and, if cells
+        were held out, ``elbo_validation``. The objective is what is maximized: the ELBO plus the
+        log prior density of the decoder's weights, up to a constant. With ``max_nan_retries`` there
+        is also ``n_nan_retries``.
 
     Raises
     ------
     ValueError
-        If a setting is not supported: several devices (:func:`check_distributed`), choosing K
-        without a warm-up, a precision of less than 32 bits, a strategy that forks or spawns
-        processes, or an argument of the Trainer that :meth:`pyro_scale.SCALE.train` has itself.
+        If a setting is not supported: several devices (:func:`check_distributed`), Newton sweeps of
+        a decoder with hidden layers, choosing K without sweeps or a warm-up, a precision of less
+        than 32 bits, a strategy that forks or spawns processes, or an argument of the Trainer that
+        :meth:`pyro_scale.SCALE.train` has itself.
     CheckpointError
         If ``checkpoint`` is not a checkpoint, or was saved by a run with other cells or settings.
     NonFiniteError
@@ -195,7 +201,7 @@ def fit(
     --------
     >>> config = TrainingConfig(max_epochs=2, warmup_epochs=1)
     >>> fit(model.vae, counts, model.config.objective, config, progress_bar=False).shape
-    (2, 3)
+    (2, 4)
     """
     progress = TrainingProgress() if progress is None else progress
     given = _trainer_arguments(trainer_kwargs or {}, devices)
@@ -207,6 +213,7 @@ def fit(
         # The programs of the warm-up and of the mixture use different parameters.
         ddp = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
         given["strategy"] = ddp if distributed else "auto"
+    check_sweeps(vae, config)
     if choose_k:
         check_warmup(config)
     n_validation = int(config.validation_size * counts.n_cells)
@@ -366,17 +373,31 @@ def check_distributed(objective: ObjectiveSpec, counts: CountMatrix, choose_k: b
 
 
 def check_warmup(config: TrainingConfig) -> None:
-    """Check that there is a warm-up, which is needed to choose K from the encoder's means.
+    """Check that there are Newton sweeps or a warm-up, from which K is chosen.
 
     Raises
     ------
     ValueError
-        If there is no warm-up.
+        If there are neither.
     """
-    if config.n_warmup == 0:
+    if config.n_warmup == 0 and config.newton_sweeps == 0:
         raise ValueError(
-            "n_components=None is chosen after the warm-up, and there is none; give n_components, "
-            "or warmup_epochs of at least one."
+            "n_components=None is chosen after Newton sweeps or a warm-up, and there is neither; "
+            "give n_components, newton_sweeps or warmup_epochs of at least one."
+        )
+
+
+def check_sweeps(vae: MixtureVAE, config: TrainingConfig) -> None:
+    """Check that Newton sweeps, if there are any, can fit the model.
+
+    Raises
+    ------
+    ValueError
+        If the decoder has hidden layers or too many batches.
+    """
+    if config.newton_sweeps and (reason := reason_against_sweeps(vae)):
+        raise ValueError(
+            f"newton_sweeps={config.newton_sweeps} is not possible, because {reason}; leave it out."
         )
 
 

@@ -55,5 +55,7 @@ def small_scale(adata, n_components=3, **options):
 
 
 def train(model, max_epochs=4, **options):
-    model.train(max_epochs, **{"progress_bar": False, "batch_size": 32, "lr": 1e-2, **options})
+    """A short training with a warm-up; training/test_newton.py is about that without."""
+    defaults = {"progress_bar": False, "batch_size": 32, "lr": 1e-2, "newton_sweeps": 0}
+    model.train(max_epochs, **{**defaults, **options})
     return model

@@ -164,7 +164,16 @@ def test_history_draws_the_bounds_and_where_the_mixture_starts():
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), frame["elbo_train"])
     assert list(axes.lines[1].get_xdata()) == [3, 3]
     held_out = frame.assign(elbo_validation=frame["elbo_train"] - 1)
-    assert legend(ps.pl.history(held_out)) == ["training cells", "held-out cells", "mixture starts"]
+    assert legend(ps.pl.history(held_out)) == [
+        "ELBO, training cells",
+        "ELBO, held-out cells",
+        "mixture starts",
+    ]
+    with_prior = frame.assign(objective=frame["elbo_train"] - 3)
+    np.testing.assert_array_equal(
+        ps.pl.history(with_prior).lines[1].get_ydata(), with_prior["objective"]
+    )
+    assert legend(ps.pl.history(frame[3:])) == ["ELBO, training cells"]  # no warm-up
     assert ps.pl.history(frame[:1]).lines[0].get_marker() == "o"
     with pytest.raises(ValueError, match=r"empty: call model.train\(\)"):
         ps.pl.history(pd.DataFrame())

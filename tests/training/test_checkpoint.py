@@ -33,7 +33,7 @@ def cells():
 
 def trained(cells, n_components=3, *, preset="default", kill=None, **settings):
     model = ps.SCALE(cells, n_components, n_latent=3, hidden=(16,), preset=preset)
-    given = {"batch_size": 32, "progress_bar": False, "checkpoint_seconds": 0}
+    given = {"batch_size": 32, "progress_bar": False, "checkpoint_seconds": 0, "newton_sweeps": 0}
     kwargs = {"callbacks": [Kill(*kill)]} if kill else {}
     try:
         model.train(10, trainer_kwargs=kwargs, **given | settings)

@@ -20,7 +20,7 @@ from pyro_scale.training import (
     components_from_means,
     fit_lsi,
 )
-from pyro_scale.training.initialization import _joined
+from pyro_scale.training.initialization import _joined, _mixing_of_merged
 
 
 def dense_tfidf(counts):
@@ -199,15 +199,27 @@ def test_a_stronger_prior_gives_smaller_weights(cells):
     assert sizes[0] > sizes[1] > sizes[2]
 
 
-@pytest.mark.parametrize(("n_cells", "epochs"), [(60, 300), (5_000, 200), (50_000, 50)])
-def test_epochs_follow_the_number_of_cells(monkeypatch, cells, n_cells, epochs):
-    model, asked = small_scale(cells), []
+@pytest.mark.parametrize(
+    ("n_cells", "preset", "epochs", "with_warmup"),
+    [
+        (250, "default", 20, 300),
+        (250, "plain", 30, 300),
+        (5_000, "default", 15, 200),
+        (50_000, "plain", 5, 50),
+    ],
+)
+def test_epochs_follow_the_number_of_cells(
+    monkeypatch, cells, n_cells, preset, epochs, with_warmup
+):
+    model, asked = small_scale(cells, preset=preset), []
     monkeypatch.setattr(type(model._counts), "n_cells", n_cells)
     monkeypatch.setattr(
         "pyro_scale.training.trainer.fit", lambda vae, counts, row, plan, **_: asked.append(plan)
     )
     model.train()
-    assert asked[0].max_epochs == epochs
+    model.train(newton_sweeps=0)
+    assert [plan.max_epochs for plan in asked] == [epochs, with_warmup]
+    assert [plan.n_warmup for plan in asked] == [0, 3 * with_warmup // 5]
 
 
 def test_the_plain_preset_has_the_papers_widths_and_reads_the_peaks(cells):
@@ -227,6 +239,42 @@ def test_k_is_the_number_of_separated_groups(k):
     )
     chosen = choose_n_components(torch.from_numpy(means), seed=0)
     assert chosen == k
+
+
+@pytest.mark.parametrize("n_components", [2, 3, 4])
+def test_few_types_that_vary_continuously_are_not_cut(n_components):
+    """As by modularity: each type is a cloud that is twice as long in one direction.
+
+    (If it is three times as long, it is cut: neighbors do not join its ends.)
+    """
+    rng = np.random.default_rng(n_components)
+    type_n = np.arange(600) % n_components
+    means = rng.normal(size=(600, 10))
+    means += 12 * np.eye(10)[type_n]
+    means[np.arange(600), 5 + type_n] *= 2
+    assert choose_n_components(torch.from_numpy(means), seed=0) == n_components
+
+
+def test_mixing_is_the_share_of_edges_between_clusters_over_that_of_shuffled_labels():
+    rng = np.random.default_rng(0)
+    dense = rng.random((30, 30)) < 0.3
+    graph = csr_matrix((dense | dense.T).astype(float))
+    labels = np.repeat([0, 1, 2], [12, 10, 8])
+    mixing = _mixing_of_merged(graph, labels)
+    assert sorted(mixing) == [1, 2, 3]
+
+    def of_pair(i, j):
+        members = np.isin(labels, [i, j])
+        edges, is_i = graph[members][:, members].toarray(), labels[members] == i
+        joining = edges[np.not_equal.outer(is_i, is_i)].sum() / edges.sum()
+        return joining / (2 * is_i.mean() * (1 - is_i.mean()))
+
+    assert mixing[3] == pytest.approx(max(of_pair(0, 1), of_pair(0, 2), of_pair(1, 2)))
+    blocks = csr_matrix(np.kron(np.eye(2), np.ones((20, 20))))
+    assert _mixing_of_merged(blocks, np.repeat([0, 1], 20)) == {1: 0.0, 2: 0.0}
+    halves = _mixing_of_merged(blocks, np.repeat([0, 1, 2, 3], 10))  # each block is cut in two
+    assert halves[4] == halves[3] == pytest.approx(1.0)
+    assert halves[2] == 0.0
 
 
 def test_pieces_of_the_neighbour_graph_are_joined_by_single_edges():
@@ -258,7 +306,10 @@ def test_k_of_a_handful_of_cells_is_one(n_cells):
 
 @pytest.mark.parametrize(("n_clusters", "seed"), [(3, 0), (5, 1), (10, 2), (15, 3)])
 def test_training_chooses_k(tmp_path, n_clusters, seed):
-    """Within two of the truth, where the clusters can be told apart; the whole model follows."""
+    """Within two of the truth, where the clusters can be told apart; the whole model follows.
+
+    Fifteen clusters whose means are independent span fourteen dimensions.
+    """
     adata = ps.simulate(
         n_cells=60 * n_clusters,
         n_peaks=2000,
@@ -267,9 +318,9 @@ def test_training_chooses_k(tmp_path, n_clusters, seed):
         fold=8.0,
         seed=seed,
     )
-    model = ps.SCALE(adata, n_latent=10, seed=seed)
+    model = ps.SCALE(adata, n_latent=max(10, n_clusters), seed=seed)
     assert "K=to be chosen" in repr(model)
-    model.train(60, progress_bar=False, lr=1e-2)
+    model.train(progress_bar=False)
     chosen = model.config.n_components
     assert abs(chosen - n_clusters) <= 2
     assert model.vae.n_components == chosen == model.get_responsibilities().shape[1]
@@ -291,7 +342,7 @@ def test_the_chosen_components_are_trained(cells):
 
 
 def test_k_cannot_be_chosen_without_a_warm_up_or_for_a_classifier(cells):
-    with pytest.raises(ValueError, match="n_components=None is chosen after the warm-up"):
+    with pytest.raises(ValueError, match="chosen after Newton sweeps or a warm-up"):
         train(small_scale(cells, None), warmup_epochs=0)
     with pytest.raises(ValueError, match="give n_components"):
         small_scale(cells, None, formulation="amortized")

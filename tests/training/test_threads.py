@@ -207,7 +207,7 @@ import sys
 import pyro_scale as ps
 cells = ps.simulate(n_cells=80, n_peaks=120, n_clusters=3, density=0.1, seed=1)
 model = ps.SCALE(cells, 3, n_latent=3, hidden=(16,), preset="plain")
-model.train(5, progress_bar=False, batch_size=32, lr=1e-2)
+model.train(5, progress_bar=False, batch_size=32, lr=1e-2, newton_sweeps=0)
 model.save(sys.argv[1])
 """
 
