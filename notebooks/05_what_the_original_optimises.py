@@ -395,8 +395,7 @@ steps.iloc[[0, len(steps) // 3, 2 * len(steps) // 3, -1]].round(3)
 
 # %% [markdown]
 # Our model with the same loss: the structured guide under `TraceEnumMeanField_ELBO` **is** SCALE's loss, sample by sample (D06.5). Our π is
-# the softmax of logits, which stay constant during the warm-up, the first three fifths of training. A Lightning callback, passed through
-# `trainer_kwargs`, records π here too.
+# the softmax of logits, and starts from the sizes of clusters. A Lightning callback, passed through `trainer_kwargs`, records π here too.
 
 
 # %%

@@ -307,7 +307,8 @@ def choose_n_components(
         return 1
     from sklearn.neighbors import kneighbors_graph  # here: scikit-learn takes long to import
 
-    graph = kneighbors_graph(means, _N_NEIGHBORS)
+    # Fewer neighbors than a small cluster has cells: others would have to come from elsewhere.
+    graph = kneighbors_graph(means, min(_N_NEIGHBORS, max(3, len(means) // 10)))
     graph = graph.maximum(graph.T)
     mixing = _mixing_of_merged(graph, _neighbor_clusters(means, largest, seed))
     chosen = max(k for k, mixed in mixing.items() if mixed <= _SEPARATED)

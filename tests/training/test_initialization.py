@@ -241,6 +241,13 @@ def test_k_is_the_number_of_separated_groups(k):
     assert chosen == k
 
 
+def test_two_small_clusters_are_two():
+    """Each has fewer cells than fifteen neighbors and their neighbors."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(46, 10)) + 6 * np.eye(10)[np.arange(46) % 2]
+    assert choose_n_components(torch.from_numpy(means), seed=0) == 2
+
+
 @pytest.mark.parametrize("n_components", [2, 3, 4])
 def test_few_types_that_vary_continuously_are_not_cut(n_components):
     """As by modularity: each type is a cloud that is twice as long in one direction.
