@@ -76,8 +76,8 @@ ps.pl.history(model.history).figure
 
 # %%
 k = model.vae.n_components
-elbo = model.history["elbo_train"]
-assert elbo.iloc[-1] > elbo.iloc[0]
+objective = model.history["objective"]
+assert objective.iloc[-1] > objective.iloc[0]
 assert 2 <= k <= 20
 
 # %% [markdown]
