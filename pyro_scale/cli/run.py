@@ -179,8 +179,9 @@ def run(
     max_epochs: Annotated[
         int | None,
         Option(
-            help="Number of training epochs. Default: 1,000,000 / number of cells, at least "
-            "50 and at most 300.",
+            help="Number of training epochs. Default: 75,000 / number of cells, at least 5 and at "
+            "most 20 (plain: 30); 1,000,000 / number of cells, at least 50 and at most 300, where "
+            "training starts with a warm-up, as with fewer than 200 cells.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -205,7 +206,8 @@ def run(
     lr: Annotated[
         float | None,
         Option(
-            help="Learning rate of Adam. Default: 0.005, or 0.001 with --preset plain.",
+            help="Learning rate of Adam. Default: 0.005; with --preset plain 0.0003, or 0.001 "
+            "where training starts with a warm-up.",
             rich_help_panel=TRAINING,
         ),
     ] = None,

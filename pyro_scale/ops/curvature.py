@@ -50,15 +50,16 @@ def expected_sums(
 ) -> ExpectedSums:
     """Return the sums of means and variances over observations j of every row i.
 
-    They are computed in tiles, so that no array of all observations is allocated. The cost is that
-    of a few dense matrix products.
+    They are computed in tiles, so that no array of all observations is allocated. Each tile costs
+    an exponential per observation and three dense matrix products.
 
     Parameters
     ----------
     a_ir, b_jr
         Factors of the natural parameters, shapes ``(i, r)`` and ``(j, r)``.
     c_js
-        What multiplies the parameters of a row, shape ``(j, s)``.
+        The vectors :math:`c_j`, which multiply those parameters of a row that change, shape
+        ``(j, s)``.
     shift_i, shift_j
         Shifts of the natural parameters, shapes ``(i,)`` and ``(j,)``, or None.
     binary
@@ -76,14 +77,12 @@ def expected_sums(
     row, column = torch.triu_indices(s, s, device=a_ir.device)
     squares_tj = (c_js[:, row] * c_js[:, column]).T.contiguous()
     c_sj = c_js.T.contiguous()
-    # The shifts are one more input each, so that a tile is one product.
-    zero_i, zero_j = a_ir.new_zeros(n_i), b_jr.new_zeros(n_j)
-    shift_i, shift_j = (
-        (zero_i if shift_i is None else shift_i),
-        (zero_j if shift_j is None else shift_j),
-    )
-    a_ri = torch.cat([a_ir, shift_i[:, None], torch.ones_like(zero_i)[:, None]], 1).T.contiguous()
-    b_jr = torch.cat([b_jr, torch.ones_like(zero_j)[:, None], shift_j[:, None]], 1)
+    # The shifts are one more input each, so that a tile of natural parameters is one product.
+    one_i, one_j = torch.ones_like(a_ir[:, 0]), torch.ones_like(b_jr[:, 0])
+    shift_i = 0 * one_i if shift_i is None else shift_i
+    shift_j = 0 * one_j if shift_j is None else shift_j
+    a_ri = torch.cat([a_ir.T, shift_i[None], one_i[None]])
+    b_jr = torch.cat([b_jr, one_j[:, None], shift_j[:, None]], 1)
     mean_si, curvature_ti = a_ir.new_zeros(s, n_i), a_ir.new_zeros(len(row), n_i)
     tile = _TILE.get(a_ir.device.type, _TILE["cuda"])
     for i in _slices(n_i, tile):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from pyro_scale.plotting._figure import on_axes
 from pyro_scale.plotting._style import PALETTE
@@ -74,6 +75,7 @@ def history(
             low, high = np.quantile(values, [0.08, 1.0])
             margin = 0.05 * max(high - low, 1e-6)
             ax.set_ylim(low - margin, high + margin)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="epoch", ylabel="nats per cell", title="Training")
         ax.legend(loc="lower right")
     return ax

@@ -204,6 +204,8 @@ class Encoder(nn.Module):
     Examples
     --------
     >>> encoder = Encoder(n_peaks=30, n_latent=2, hidden=(8,))
+    >>> encoder.inputs(cells).shape
+    torch.Size([5, 30])
     >>> loc_nd, var_nd = encoder(cells)  # encoder.moments(encoder.features(cells))
     >>> loc_nd.shape, encoder.q_z(loc_nd, var_nd).event_shape
     (torch.Size([5, 2]), torch.Size([2]))
@@ -238,12 +240,20 @@ class Encoder(nn.Module):
         self.loc = linear(width, n_latent)
         self.raw_var = linear(width, n_latent)
 
+    def inputs(self, cells: CellBatch) -> Tensor:
+        """Return what the hidden layers read of ``cells``: LSI coordinates or accessibility.
+
+        The shape is ``(n, r)`` or ``(n, p)``.
+        """
+        x_np = cells.x_np if cells.encoder_input_np is None else cells.encoder_input_np
+        if self.lsi is None:
+            return x_np
+        f_nr: Tensor = self.lsi(x_np, cells.depth_n, cells.batch_n)
+        return f_nr
+
     def features(self, cells: CellBatch) -> Tensor:
         """Return the last hidden layer of ``cells``, shape ``(n, hidden[-1])``."""
-        x_np = cells.x_np if cells.encoder_input_np is None else cells.encoder_input_np
-        if self.lsi is not None:
-            x_np = self.lsi(x_np, cells.depth_n, cells.batch_n)
-        h_nh: Tensor = self.trunk(x_np)
+        h_nh: Tensor = self.trunk(self.inputs(cells))
         return h_nh
 
     @property

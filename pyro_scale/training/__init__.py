@@ -15,7 +15,7 @@ from pyro_scale.training.initialization import (
     moments,
 )
 from pyro_scale.training.newton import GaussianPosterior, NewtonSweeps
-from pyro_scale.training.newton_start import (
+from pyro_scale.training.start import (
     components_from_posteriors,
     fit_encoder,
     newton_start,

@@ -44,8 +44,8 @@ class TrainingProgress:
     epochs
         One record per epoch: the rows of the history.
     mixture_started
-        Whether the mixture has been initialized after the warm-up, or there is no warm-up. Until
-        then the mixture has its random initial parameters.
+        Whether the mixture has been initialized, by Newton sweeps or after the warm-up, or training
+        goes on from a mixture. Until then it has its random initial parameters.
 
     Examples
     --------

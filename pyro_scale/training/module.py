@@ -28,8 +28,8 @@ from pyro_scale.training.initialization import (
 )
 from pyro_scale.training.lazy_adam import CombinedAdam
 from pyro_scale.training.nan_recovery import NanRecovery, first_nonfinite_site
-from pyro_scale.training.newton_start import newton_start
 from pyro_scale.training.optimizers import build_optimizer, clip_grad_norm_, close_optimizer
+from pyro_scale.training.start import newton_start
 
 __all__ = ["TrainingModule"]
 

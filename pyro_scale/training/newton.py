@@ -2,8 +2,9 @@ r"""Alternating Newton steps for a linear decoder and the cells' posteriors.
 
 With a linear decoder the logits are :math:`\eta_{np} = w_p \cdot h_n + s_n`, where :math:`h_n`
 holds the latent coordinates :math:`z_n`, the cell's batch and a one, and :math:`s_n` is the depth
-term. The joint log-density is concave in the weights of a peak and, for a Gaussian prior, in the
-coordinates of a cell. A sweep makes one Newton step in each:
+term. With the Poisson likelihood they are log rates, and :math:`s_n` is the log depth less the log
+normalizer over peaks. The joint log-density is concave in the weights of a peak and, for a Gaussian
+prior, in the coordinates of a cell. A sweep makes one Newton step in each:
 
 .. math::
     w_p &\leftarrow w_p + \Big(\sum_n v_{np} h_n h_n^T + \Lambda_w\Big)^{-1}
@@ -11,10 +12,14 @@ coordinates of a cell. A sweep makes one Newton step in each:
     z_n &\leftarrow z_n + \Big(\sum_p v_{np} w_p w_p^T + \Lambda_n\Big)^{-1}
         \Big(\sum_p (x_{np} - \mu_{np}) w_p - \Lambda_n (z_n - m_n)\Big)
 
-The weights are fitted at a draw of :math:`h_n` from its Gaussian (Laplace) approximation, as in
-stochastic expectation maximization, and each half of the peaks at a draw from the posterior given
-the *other* half. Otherwise z would fit the noise of the very peaks that it is to predict, and
-the weights would confirm it; masking peaks in the encoder's input has the same purpose.
+Here :math:`\mu` and :math:`v` are mean and variance of x, :math:`\Lambda_w` is the precision of the
+weights' prior (whose mean is zero but for the biases), and :math:`N(m_n, \Lambda_n^{-1})` is the
+cell's prior.
+
+The weights are fitted at a draw of :math:`z_n`, as in stochastic expectation maximization: each
+half of the peaks at a draw from a Gaussian whose mean is one Newton step from the current
+:math:`z_n` that uses the *other* half. At draws that use all peaks, z would fit the noise of the
+very peaks that it is to predict. Masking peaks in the encoder's input has the same purpose.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from pyro_scale.programs import BernoulliLikelihood, MixturePrior, MixtureVAE
 
 __all__ = ["GaussianPosterior", "NewtonSweeps"]
 
-_BIAS_PRECISION = 0.5  # of a Gaussian prior on a bias around its start: half a pseudo-observation
+_BIAS_PRECISION = 0.5  # of a prior around the start, which keeps the bias of a closed peak finite
 _LONGEST_W, _LONGEST_Z = 1.0, 2.0  # of an entry of a step
 
 
@@ -50,8 +55,9 @@ class GaussianPosterior(NamedTuple):
 
     Examples
     --------
-    >>> GaussianPosterior(torch.zeros(5, 2), 4 * torch.eye(2).expand(5, 2, 2)).var_nd[0]
-    tensor([0.2500, 0.2500])
+    >>> posterior = GaussianPosterior(torch.zeros(5, 2), 4 * torch.eye(2).expand(5, 2, 2))
+    >>> posterior.var_nd[0], posterior.take(torch.tensor([0, 3])).loc_nd.shape
+    (tensor([0.2500, 0.2500]), torch.Size([2, 2]))
     """
 
     loc_nd: Tensor
@@ -62,6 +68,10 @@ class GaussianPosterior(NamedTuple):
         """Marginal variances, the diagonal of the inverse precisions, shape ``(n, d)``."""
         factor = torch.linalg.cholesky_ex(self.precision_ndd)[0]
         return torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
+
+    def take(self, cells: Tensor) -> GaussianPosterior:
+        """Return the posteriors of the cells with the indices ``cells``."""
+        return GaussianPosterior(self.loc_nd[cells], self.precision_ndd[cells])
 
 
 class NewtonSweeps:
@@ -142,7 +152,10 @@ class NewtonSweeps:
 
     @property
     def posterior(self) -> GaussianPosterior:
-        """The cells' posteriors after the last sweep; before it, unit variances at the start."""
+        """The cells' posteriors after the last sweep; before the first, N(start, I).
+
+        The precisions are those at the coordinates from which the last step was made.
+        """
         return GaussianPosterior(self.loc_nd, self.precision_ndd)
 
     def sweep(self, prior: MixturePrior) -> None:

@@ -41,7 +41,7 @@ from pyro_scale.training.callbacks import (
 from pyro_scale.training.config import TrainingConfig, TrainingProgress
 from pyro_scale.training.launchers import launched
 from pyro_scale.training.module import TrainingModule
-from pyro_scale.training.newton_start import reason_against_sweeps
+from pyro_scale.training.start import reason_against_sweeps
 
 __all__ = [
     "check_distributed",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from sklearn.metrics import adjusted_rand_score
+from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_scale as ps
 from pyro_scale.config import ModelConfig
@@ -21,6 +22,7 @@ from pyro_scale.training import (
     fit_encoder,
     newton_start,
     reason_against_sweeps,
+    start,
 )
 from pyro_scale.training.initialization import standard_normal_prior
 
@@ -203,6 +205,25 @@ def test_the_encoder_is_fitted_by_the_divergence_from_the_posterior():
     torch.testing.assert_close(var_nd.mean(0), 1 / precision_dd.diagonal(), atol=0.03, rtol=0.1)
 
 
+def test_the_encoders_loss_is_the_divergence_of_gaussians_value_and_gradient():
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(6, D, 3 * D, generator=generator, dtype=torch.float64)
+    posterior = GaussianPosterior(
+        torch.randn(6, D, generator=generator, dtype=torch.float64), factor @ factor.mT
+    )
+    loc_nd = torch.randn(6, D, generator=generator, dtype=torch.float64).requires_grad_(True)
+    var_nd = torch.rand(6, D, generator=generator, dtype=torch.float64).requires_grad_(True)
+    q_z = MultivariateNormal(loc_nd, torch.diag_embed(var_nd))
+    p_z = MultivariateNormal(posterior.loc_nd, precision_matrix=posterior.precision_ndd)
+    found, expected = start._divergence(loc_nd, var_nd, posterior), kl_divergence(q_z, p_z)
+    constant = (D + posterior.precision_ndd.logdet()) / 2
+    torch.testing.assert_close(found - constant, expected)
+    for value in (loc_nd, var_nd):
+        (of_ours,) = torch.autograd.grad(found.sum(), value, retain_graph=True)
+        (of_theirs,) = torch.autograd.grad(expected.sum(), value, retain_graph=True)
+        torch.testing.assert_close(of_ours, of_theirs)
+
+
 @pytest.mark.parametrize("preset", ["default", "plain"])
 def test_the_encoder_learns_each_cell_posterior(preset):
     adata = ps.simulate(400, 200, 3, density=0.15, fold=8.0, seed=0)
@@ -332,9 +353,6 @@ def test_training_that_starts_from_sweeps_resumes_bit_by_bit(tmp_path):
 
 
 def test_large_data_are_swept_in_part(monkeypatch):
-    import importlib
-
-    start = importlib.import_module("pyro_scale.training.newton_start")
     monkeypatch.setattr(start, "_MAX_CELLS_X_PEAKS", 20_000)
     monkeypatch.setattr(start, "_MIN_CELLS", 100)
     monkeypatch.setattr(start, "_MAX_PEAKS", 150)
