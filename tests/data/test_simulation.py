@@ -51,6 +51,72 @@ def test_every_cluster_has_a_cell_and_a_name(n_cells, n_clusters):
     assert set(adata.var["marker_of"]) <= names | {""}
 
 
+def rates(adata, column):
+    """Fraction of open entries per value of a column of obs, shape ``(values, peaks)``."""
+    x, values = adata.X.toarray() > 0, adata.obs[column].to_numpy()
+    return np.stack([x[values == value].mean(0) for value in np.unique(values)])
+
+
+def test_clusters_of_a_group_share_its_markers():
+    adata = ps.simulate(4_000, 300, 6, n_groups=2, density=0.2, depth_sd=0.0, seed=0)
+    group_of = adata.obs.groupby("cell_type", observed=True)["group"].unique()
+    assert sorted(len(groups) for groups in group_of) == [1] * 6
+    assert adata.obs["group"].value_counts().index.size == 2
+    marks = adata.var["marker_of"]
+    of_groups = marks.str.startswith("group_").sum()
+    assert of_groups == marks.str.startswith("type_").sum() == 45  # half of three tenths each
+    for group, rate in zip(("group_1", "group_2"), rates(adata, "group"), strict=True):
+        other_rate = rates(adata, "group").sum(0) - rate
+        own = (marks == group).to_numpy()
+        background = (marks == "").to_numpy()
+        assert (rate[own] > other_rate[own]).all()  # four times as open, of Poisson rates
+        assert 0.9 < rate[background].sum() / other_rate[background].sum() < 1.1
+
+
+@pytest.mark.parametrize("n_batches", [1, 3])
+def test_batches_shift_peaks_depth_and_composition(n_batches):
+    adata = ps.simulate(6_000, 200, 3, n_batches=n_batches, batch_sd=1.0, density=0.2, seed=1)
+    if n_batches == 1:
+        assert "batch" not in adata.obs
+        return
+    assert adata.obs["batch"].value_counts().tolist() == [2_000] * 3
+    one, other, _ = np.log(rates(adata, "batch").clip(1e-3))
+    assert 0.7 < (one - other).std() < 1.7  # of the difference of two shifts of 1, attenuated
+    shares = adata.obs.groupby("batch", observed=True)["cell_type"].value_counts().unstack()
+    assert (shares.std() > 50).any()  # binomial: at most 22
+    depth = adata.obs.groupby("batch", observed=True)["depth_factor"].median()
+    assert np.log(depth).std() > 0.03  # of medians of 2,000 cells: at most 0.011 by chance
+
+
+def test_a_continuous_program_is_one_direction_within_each_cluster():
+    options = {"density": 0.3, "depth_sd": 0.0, "marker_fraction": 0.0, "seed": 2}
+    share = []
+    for continuous_sd in (0.0, 1.0):
+        x = ps.simulate(1_500, 200, 1, continuous_sd=continuous_sd, **options).X.toarray()
+        values = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
+        share.append(values[:2] / values.sum())
+    assert share[1][0] > 2 * share[0][0]
+    assert share[1][1] < 1.5 * share[0][1]
+
+
+def test_cells_of_low_quality_have_about_ten_open_peaks():
+    adata = ps.simulate(1_000, 3_000, 3, low_quality_fraction=0.1, seed=0)
+    poor = adata.obs["low_quality"].to_numpy()
+    assert 60 < poor.sum() < 145
+    n_open = adata.X.getnnz(1)
+    assert abs(n_open[poor].mean() - 10) < 5 * np.sqrt(10 / poor.sum())
+    assert np.median(n_open[~poor]) > 50
+
+
+def test_what_is_not_asked_for_changes_nothing():
+    """The same seed gives the same cells with and without shifts of size zero."""
+    options = {"n_cells": 100, "n_peaks": 80, "n_clusters": 3, "density": 0.1, "seed": 4}
+    plain = ps.simulate(**options)
+    also = ps.simulate(**options, continuous_sd=0.0, low_quality_fraction=0.0, batch_sd=3.0)
+    assert (plain.X != also.X).nnz == 0
+    assert plain.obs.equals(also.obs)
+
+
 def test_no_simulated_cell_is_empty():
     adata = ps.simulate(200, 20, 2, density=0.005, seed=0)
     per_cell = np.diff(adata.X.indptr)
@@ -74,6 +140,13 @@ def test_no_simulated_cell_is_empty():
         ({"concentration": 0.0}, "concentration=0.0"),
         ({"depth_sd": -1.0}, "depth_sd=-1.0"),
         ({"seed": -1}, "seed=-1"),
+        ({"n_groups": 0}, "n_groups=0"),
+        ({"n_clusters": 3, "n_groups": 4}, "n_groups=4 must be at most n_clusters=3"),
+        ({"n_batches": 0}, "n_batches=0"),
+        ({"batch_sd": -0.1}, "batch_sd=-0.1"),
+        ({"batch_depth_sd": -0.1}, "batch_depth_sd=-0.1"),
+        ({"continuous_sd": -0.1}, "continuous_sd=-0.1"),
+        ({"low_quality_fraction": 1.0}, "low_quality_fraction=1.0"),
     ],
 )
 def test_what_cannot_be_simulated(options, words):
