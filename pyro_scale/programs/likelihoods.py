@@ -25,6 +25,15 @@ __all__ = [
 ]
 
 
+_BATCH_INPUT = 7.0
+"""Value of the input that encodes a cell's batch, where one-hot encoding has a one.
+
+A Gaussian prior with precision 50 on the decoder's weights is then one with precision 50/49 on the
+batches' offsets of the logits. With precision 50 on the offsets themselves, which few cells
+outweigh, they stayed at a quarter of their size, and z encoded the batch.
+"""
+
+
 class _DecoderLikelihood(nn.Module):
     """Decoder network (z, batch) -> eta_np; linear if it has no hidden layers.
 
@@ -33,8 +42,8 @@ class _DecoderLikelihood(nn.Module):
     n_peaks, n_latent, hidden
         Numbers of peaks (P) and of latent dimensions (D), widths of the hidden layers.
     n_batches
-        Number of batches that cells come from. With more than one, the one-hot encoded batch is
-        concatenated to z, so that z need not encode the batch.
+        Number of batches that cells come from. With more than one, the one-hot encoded batch times
+        seven is concatenated to z, so that z need not encode the batch.
 
     Attributes
     ----------
@@ -63,10 +72,24 @@ class _DecoderLikelihood(nn.Module):
                 raise ValueError(
                     f"the decoder is conditioned on {self.n_batches} batches: give batch_n."
                 )
-            one_hot_nb = F.one_hot(batch_n, self.n_batches).to(z_nd)
-            z_nd = torch.cat([z_nd, one_hot_nb.expand(*z_nd.shape[:-1], -1)], -1)
+            batch_nb = self.batch_inputs(batch_n).to(z_nd)
+            z_nd = torch.cat([z_nd, batch_nb.expand(*z_nd.shape[:-1], -1)], -1)
         h_nr: Tensor = self.hidden(z_nd)
         return h_nr
+
+    def batch_inputs(self, batch_n: Tensor) -> Tensor:
+        """Return the inputs that encode the batches ``batch_n``, shape ``(n, b)``: 7 or 0."""
+        return _BATCH_INPUT * F.one_hot(batch_n, self.n_batches)
+
+    @torch.no_grad()
+    def rescale_batch_offsets(self) -> None:
+        """Convert, in place, weights that were trained with a one for a cell's batch.
+
+        Models that were saved with schema version 5 have such weights.
+        """
+        if self.n_batches > 1:
+            first = next(self.hidden.parameters(), self.peaks.weight)
+            first[:, -self.n_batches :] /= _BATCH_INPUT
 
     def eta(self, z_nd: Tensor, batch_n: Tensor | None = None) -> Tensor:
         """Return the decoder's output for ``z_nd`` and ``batch_n``, shape ``(..., n, p)``."""
@@ -104,6 +127,10 @@ class BernoulliLikelihood(_DecoderLikelihood):
     (torch.Size([5, 30]), torch.Size([5, 30]))
     >>> likelihood.features(z_nd).shape, likelihood.eta(z_nd).shape  # without the depth term
     (torch.Size([5, 2]), torch.Size([5, 30]))
+    >>> BernoulliLikelihood(30, 2, n_batches=2).batch_inputs(torch.tensor([0, 1]))
+    tensor([[7., 0.],
+            [0., 7.]])
+    >>> likelihood.rescale_batch_offsets()  # of an old file; no effect without batches
     >>> likelihood.depth_term(cells.depth_n).shape
     torch.Size([5])
     >>> likelihood.draw(z_nd, cells, torch.Generator()).shape
@@ -185,6 +212,9 @@ class PoissonLikelihood(_DecoderLikelihood):
     (torch.Size([5, 30]), torch.Size([5, 30]))
     >>> likelihood.features(z_nd).shape, likelihood.eta(z_nd).shape
     (torch.Size([5, 2]), torch.Size([5, 30]))
+    >>> PoissonLikelihood(30, 2, (), n_batches=2).batch_inputs(torch.tensor([1]))
+    tensor([[0., 7.]])
+    >>> likelihood.rescale_batch_offsets()  # of an old file; no effect without batches
     >>> likelihood.draw(z_nd, cells, torch.Generator()).shape
     torch.Size([5, 30])
     """

@@ -27,7 +27,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
@@ -133,8 +132,8 @@ class NewtonSweeps:
             self.log_depth_n = self.log_depth_n - likelihood.mean_log_depth
         self.fixed_nb = loc_nd.new_ones(counts.n_cells, 1)  # the bias's input, after the batch's
         if likelihood.n_batches > 1 and cells.batch_n is not None:
-            one_hot_nb = F.one_hot(cells.batch_n, likelihood.n_batches).to(loc_nd)
-            self.fixed_nb = torch.cat([one_hot_nb, self.fixed_nb], 1)
+            batch_nb = likelihood.batch_inputs(cells.batch_n).to(loc_nd)
+            self.fixed_nb = torch.cat([batch_nb, self.fixed_nb], 1)
         bias_p = likelihood.peaks.bias.detach()
         self.w_pr = torch.zeros_like(likelihood.peaks.weight.detach())
         self.w_pr = torch.cat([self.w_pr, bias_p[:, None]], 1)
