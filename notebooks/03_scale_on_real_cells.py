@@ -64,8 +64,8 @@ adata
 # %% [markdown]
 # ## Training
 #
-# Training uses neither labels nor a given number of components: with `n_components=None`, K is the number of separated clusters in
-# latent space. Newton's method fits the decoder and each cell's posterior, which initializes the mixture and the encoder; Adam then
+# Training uses neither labels nor a given number of components: with `n_components=None`, K is the number of clusters in latent space
+# with a valley of the density between each two (`model.n_components_table`). Newton's method fits the decoder and each cell's posterior, which initializes the mixture and the encoder; Adam then
 # maximizes the bound together with the log prior density of the decoder's weights (the objective).
 
 # %%
@@ -404,7 +404,7 @@ assert correct[confident].mean() > correct[~confident].mean()  # confidence is i
 #
 # ## How many components?
 #
-# Training chose K by merging clusters until all are separated. Here the model is trained again for each K on nine tenths of the cells,
+# Training chose K by merging clusters until a valley of the density separates each two. Here the model is trained again for each K on nine tenths of the cells,
 # and evaluated by the bound of the remaining tenth.
 
 # %%

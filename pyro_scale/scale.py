@@ -40,6 +40,8 @@ from pyro_scale.training import (
     TrainingConfig,
     TrainingProgress,
     build_vae,
+    components_from_means,
+    moments,
     reason_against_sweeps,
 )
 
@@ -61,7 +63,8 @@ class SCALE:
     n_components
         K, the number of mixture components (cell clusters), at most the number of cells. If None,
         :meth:`train` clusters the cells' posterior means and merges clusters that are not separated
-        (:func:`pyro_scale.training.choose_n_components`).
+        (:func:`pyro_scale.training.choose_n_components`); :meth:`set_n_components` sets another K
+        afterwards.
     n_latent
         D, the dimension of the latent space.
     formulation
@@ -107,6 +110,12 @@ class SCALE:
         Names of the model's peaks, in the order of the model.
     history
         One row per epoch of the last training: phase, KL weight, and bounds in nats per cell.
+    n_components_table
+        What K was chosen from, one row per number of components: ``valley``, the lowest density
+        between the two clusters that are separated least, relative to the lower of their peaks;
+        ``silhouette``, the mean silhouette of k-means clusters; and ``stability``, the agreement of
+        the clusters of either half of every cell's peaks
+        (:class:`pyro_scale.training.ComponentChoice`). Empty if K was given.
     is_trained
         Whether the parameters come from :meth:`train` or were loaded from a trained model. A model
         whose training was interrupted before the mixture was started is not trained.
@@ -136,6 +145,7 @@ class SCALE:
     vae: MixtureVAE
     peak_names: pd.Index
     history: pd.DataFrame
+    n_components_table: pd.DataFrame
     is_trained: bool
     _counts: CountMatrix
     _training_thread: int | None
@@ -191,6 +201,7 @@ class SCALE:
             REGISTRY.build(vae, formulation)  # adds the parameters of a registered formulation
         self.vae, self._counts = vae.eval(), counts
         self.peak_names, self.history = counts.var_names, pd.DataFrame()
+        self.n_components_table = pd.DataFrame()
         self.is_trained, self._training_thread = False, None
         self._k_is_open, self._k_is_chosen = n_components is None, False
 
@@ -318,10 +329,57 @@ class SCALE:
                 if progress.epochs:
                     self.history = pd.DataFrame(progress.epochs).set_index("epoch")
                     self.is_trained = progress.mixture_started
+                    if progress.n_components_table:
+                        self.n_components_table = _table(progress.n_components_table)
                     if progress.mixture_started:  # K may have been chosen
                         self.config = replace(self.config, n_components=self.vae.n_components)
                         trained = len(progress.epochs) > config.n_warmup
                         self._k_is_chosen = self._k_is_chosen or trained
+
+    def set_n_components(self, n_components: int) -> None:
+        """Replace the mixture by one of another number of components, K.
+
+        The new mixture is initialized from clusters of the cells' posterior means
+        (:func:`pyro_scale.training.components_from_means`). Encoder and decoder are not changed, so
+        that the latent representation remains the same. :meth:`train` then goes on from there, in
+        a few epochs. Clusters can be read before, except those of a classifier
+        (``formulation="amortized"``), which is initialized anew.
+
+        Parameters
+        ----------
+        n_components
+            K, at most the number of cells; :attr:`n_components_table` helps to choose it.
+
+        Raises
+        ------
+        NotTrainedError
+            If the model is not trained.
+
+        Examples
+        --------
+        >>> model.set_n_components(3)
+        >>> model.train(max_epochs=2, progress_bar=False)
+        >>> model.get_responsibilities().shape
+        (40, 3)
+        """
+        validation.check_int("n_components", n_components)
+        counts = self._trained_counts(None)
+        if n_components > counts.n_cells:
+            raise ValueError(
+                f"n_components={n_components} is more than the {counts.n_cells} cells; choose "
+                "at most one component per cell."
+            )
+        with exclusive(), self._in_training():
+            loc_nd, var_nd = moments(self.vae, counts)
+            start = components_from_means(loc_nd, var_nd, n_components, self.config.seed)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.config.seed)
+                self.vae.prior.resize(n_components)
+                if self.vae.classifier is not None:
+                    self.vae.add_classifier()
+            self.vae.prior.set_components(*start)
+            self.config = replace(self.config, n_components=n_components)
+            self._k_is_open = False
 
     def _training_config(self, is_trained: bool, **settings: Any) -> TrainingConfig:
         """Return the settings of a training, and log why there are no Newton sweeps."""
@@ -1038,7 +1096,14 @@ class SCALE:
         ['model.json', 'weights.safetensors']
         """
         self._check_not_training()
-        state = ModelState(self.config, self.vae, self.peak_names, self.history, self.is_trained)
+        state = ModelState(
+            self.config,
+            self.vae,
+            self.peak_names,
+            self.history,
+            self.is_trained,
+            self.n_components_table,
+        )
         serialization.save(
             validation.check_path("directory", directory), state, overwrite=overwrite
         )
@@ -1151,9 +1216,14 @@ class SCALE:
         model.config, model.peak_names = state.config, state.peak_names
         model._counts = model.counts(adata)
         model.vae, model.history = state.vae.to(device).eval(), state.history
+        model.n_components_table = state.n_components_table
         model.is_trained, model._training_thread = state.is_trained, None
         model._k_is_open, model._k_is_chosen = state.config.n_components is None, False
         return model
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows).set_index("n_components")
 
 
 def _check_cells(adata: AnnData, method: str) -> None:

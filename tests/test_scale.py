@@ -273,3 +273,45 @@ def test_ctrl_c_leaves_a_model_with_its_history(adata, tmp_path, epoch, is_train
     train(model, 5)
     assert len(model.history) == 5
     assert model.config.n_components == model.vae.n_components
+
+
+def test_another_k_keeps_the_latent_space_and_goes_on(cells):
+    """The mixture alone is replaced; training then starts from it, without sweeps or a warm-up."""
+    model = train(small_scale(cells), 4)
+    z_nd = model.get_latent_representation()
+    model.set_n_components(5)
+    assert model.config.n_components == model.vae.n_components == 5
+    np.testing.assert_array_equal(model.get_latent_representation(), z_nd)
+    assert model.get_responsibilities().shape == (cells.n_obs, 5)
+    start = model.vae.prior.loc_kd.detach().clone()
+    model.train(max_epochs=2, progress_bar=False, lr=1e-4)
+    assert model.history["phase"].tolist() == ["mixture", "mixture"]
+    assert (model.vae.prior.loc_kd - start).abs().max() < 0.1
+
+
+def test_a_k_that_is_picked_is_not_chosen_again(cells):
+    model = train(small_scale(cells, n_components=None), 3, warmup_epochs=1)
+    table = model.n_components_table
+    assert list(table.columns) == ["valley", "silhouette", "stability"]
+    assert table.index[0] == 1
+    model.set_n_components(4)
+    model.train(max_epochs=3, warmup_epochs=1, progress_bar=False)
+    assert model.config.n_components == 4
+    pd.testing.assert_frame_equal(model.n_components_table, table)
+
+
+def test_a_classifier_follows_another_k(cells):
+    model = train(small_scale(cells, formulation="amortized"), 2)
+    model.set_n_components(4)
+    model.train(max_epochs=2, progress_bar=False)
+    assert model.get_responsibilities().shape == (cells.n_obs, 4)
+
+
+def test_k_is_picked_after_training_and_at_most_the_number_of_cells(cells):
+    with pytest.raises(ps.NotTrainedError, match=r"call model\.train"):
+        small_scale(cells).set_n_components(4)
+    model = train(small_scale(cells))
+    with pytest.raises(ValueError, match="n_components=0"):
+        model.set_n_components(0)
+    with pytest.raises(ValueError, match=f"n_components=1000 is more than the {cells.n_obs} cells"):
+        model.set_n_components(1000)

@@ -53,7 +53,7 @@ __all__ = ["run"]
 
 
 _TRAINING_OPTIONS = (
-    *("n_components", "n_latent", "hidden", "decoder_hidden", "formulation", "likelihood"),
+    *("n_latent", "hidden", "decoder_hidden", "formulation", "likelihood"),
     *("preset", "max_epochs", "max_iter", "batch_size", "lr", "weight_decay", "early_stopping"),
     *("gpu", "min_peaks", "max_peaks", "min_cells", "max_cells", "n_peaks"),
 )
@@ -240,7 +240,8 @@ def run(
         Path | None,
         Option(
             help="Use this trained model instead of training: a saved model folder, or a "
-            "model.pt of the original SCALE.",
+            "model.pt of the original SCALE. With -k, its mixture is replaced by one of so many "
+            "components, and training goes on from its weights.",
             callback=expand_home,
             rich_help_panel=TRAINING,
         ),
@@ -330,6 +331,11 @@ def run(
             _check_no_training_options(context)
             model, adata = _pretrained(pretrain, adata, layer)
             outputs = replace(outputs, label=add_labels(adata, label))
+            if n_components is not None:
+                model.set_n_components(n_components)
+                echo(f"going on from {pretrain} with {n_components} components.")
+                model.train(checkpoint=output / CHECKPOINT, seed=seed)
+                pretrain = None  # what is written is another model
         else:
             adata = filtered(
                 adata,
@@ -364,6 +370,7 @@ def run(
                 echo(f"training settings: {settings}")
             settings |= {"early_stopping": early_stopping}
             _train(model, output / CHECKPOINT, overwrite=overwrite, **settings)
+            _report_choice(model)
             if verbose:
                 console.print(model.history.to_string(), markup=False, highlight=False)
         outputs.write(model, adata, output, pretrain=pretrain)
@@ -386,6 +393,20 @@ def _train(model: ps.SCALE, checkpoint: Path, *, overwrite: bool, **settings: An
         if checkpoint.exists():
             echo(f"stopped; run the same command again to resume from {checkpoint}.")
         raise
+
+
+def _report_choice(model: ps.SCALE) -> None:
+    """Print what the number of components was chosen from, if it was."""
+    table = model.n_components_table
+    if table.empty:
+        return
+    echo(
+        f"chose {model.config.n_components} components; for each number, the shallowest valley of "
+        "the density between two clusters (1: none), the silhouette, and the stability of the "
+        "clusters under halves of the peaks:"
+    )
+    echo(table.T.to_string(float_format="{:.2f}".format))
+    echo("another number: repeat the command with --pretrain OUTPUT/model -k NUMBER -o OTHER")
 
 
 def _check_no_training_options(context: typer.Context) -> None:

@@ -10,7 +10,7 @@ from pyro_scale.plotting.embedding import embedding, responsibility_entropy
 from pyro_scale.plotting.heatmaps import cell_correlation, imputation, peak_heatmap
 from pyro_scale.plotting.objectives import comparison, ladder, objective_matrix
 from pyro_scale.plotting.summary import summary
-from pyro_scale.plotting.training import history
+from pyro_scale.plotting.training import history, n_components
 
 __all__ = [
     "CATEGORIES",
@@ -24,6 +24,7 @@ __all__ = [
     "imputation",
     "ladder",
     "metrics",
+    "n_components",
     "objective_matrix",
     "occupancy",
     "peak_heatmap",

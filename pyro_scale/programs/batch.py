@@ -37,6 +37,9 @@ class CellBatch(NamedTuple):
     (5, False, torch.Size([5]))
     >>> cells.mask_peaks(0.5).encoder_input_np.shape, cells.take(slice(2)).n_cells
     (torch.Size([5, 30]), 2)
+    >>> one, other = cells.split_peaks()
+    >>> torch.equal(one.encoder_input_np + other.encoder_input_np, cells.x_np)
+    True
     >>> sparse = CellBatch(cells.x_np.to_sparse_csr(), CellBatch.from_counts(cells.x_np).depth_n)
     >>> sparse.dense().to(torch.float64).x_np.dtype
     torch.float64
@@ -71,13 +74,30 @@ class CellBatch(NamedTuple):
         so the ELBO remains a lower bound of log p(x). ``rescale`` divides the unmasked values by
         1 - ``mask_rate``, as dropout does, for an encoder that sums over its input.
         """
+        return self._replace(encoder_input_np=self._unmasked(mask_rate, rescale))
+
+    def split_peaks(self, rescale: bool = False) -> tuple[CellBatch, CellBatch]:
+        """Split the encoder's input into two halves, with each peak of each cell in one of them.
+
+        The peaks of the other half are masked. ``rescale`` is as in :meth:`mask_peaks`.
+        """
+        one_np = self._unmasked(0.5, rescale)
+        factor = 2.0 if rescale else 1.0
+        if self.is_sparse:
+            other_np = with_values(self.x_np, factor * self.x_np.values() - one_np.values())
+        else:
+            other_np = factor * self.x_np - one_np
+        return self._replace(encoder_input_np=one_np), self._replace(encoder_input_np=other_np)
+
+    def _unmasked(self, mask_rate: float, rescale: bool) -> Tensor:
+        """Return the accessibility with each peak of each cell masked at random."""
         factor = 1 / (1 - mask_rate) if rescale else 1.0
         if not self.is_sparse:
-            kept_np = torch.rand_like(self.x_np) >= mask_rate
-            return self._replace(encoder_input_np=factor * self.x_np * kept_np)
+            return factor * self.x_np * (torch.rand_like(self.x_np) >= mask_rate)
         values = self.x_np.values()
-        masked = torch.rand_like(values).ge_(mask_rate).mul_(values).mul_(factor)
-        return self._replace(encoder_input_np=with_values(self.x_np, masked))
+        return with_values(
+            self.x_np, torch.rand_like(values).ge_(mask_rate).mul_(values).mul_(factor)
+        )
 
     def dense(self) -> CellBatch:
         """Return the same cells with dense accessibility."""

@@ -30,13 +30,14 @@ from pyro_scale.programs import Lsi, MixtureVAE
 
 __all__ = ["FILES", "SCHEMA_VERSION", "ModelState", "checksum", "description", "load", "save"]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
+_READABLE = (5, SCHEMA_VERSION)
 FILES = ("model.json", "weights.safetensors")
 
 _DIRECTIONS = "encoder.lsi.directions_pr"
 _KEYS = {
     *("schema_version", "versions", "config", "is_trained", "peak_names", "history"),
-    *("sha256", "weights_sha256"),
+    *("n_components_table", "sha256", "weights_sha256"),
 }
 _MAX_JSON_BYTES = 2**28  # far more than any saved model has, and small enough to be read
 _MAX_HEADER_BYTES = 2**20  # of weights.safetensors, with names and shapes
@@ -57,6 +58,8 @@ class ModelState(NamedTuple):
         History of training, one row per epoch.
     is_trained
         Whether the parameters come from training.
+    n_components_table
+        What the number of components was chosen from; empty if it was given.
     """
 
     config: ModelConfig
@@ -64,6 +67,7 @@ class ModelState(NamedTuple):
     peak_names: pd.Index
     history: pd.DataFrame
     is_trained: bool
+    n_components_table: pd.DataFrame
 
 
 def description(config: ModelConfig) -> dict[str, Any]:
@@ -106,7 +110,8 @@ def save(directory: Path, state: ModelState, *, overwrite: bool) -> None:
     model = description(state.config) | {
         "is_trained": state.is_trained,
         "peak_names": [str(name) for name in state.peak_names],
-        "history": state.history.reset_index().to_dict("records"),  # to_json would round
+        "history": _records(state.history),
+        "n_components_table": _records(state.n_components_table),
         "weights_sha256": hashlib.sha256(weights_bytes).hexdigest(),
     }
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +120,17 @@ def save(directory: Path, state: ModelState, *, overwrite: bool) -> None:
         (new / "weights.safetensors").write_bytes(weights_bytes)
         text = json.dumps({**model, "sha256": checksum(model)}, indent=1)
         (new / "model.json").write_text(text, encoding="utf-8")
+
+
+def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Return the rows of a table with its index; NaN, which JSON lacks, becomes None."""
+    if frame.empty:
+        return []
+    rows = frame.reset_index().to_dict("records")  # to_json would round
+    return [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in rows
+    ]
 
 
 def checksum(model: dict[str, Any]) -> str:
@@ -187,15 +203,17 @@ def _load(directory: Path) -> ModelState:
             f"{directory} holds a damaged model: model.json has no schema_version."
         )
     schema = model["schema_version"]
-    if type(schema) is not int or schema != SCHEMA_VERSION:
+    if type(schema) is not int or schema not in _READABLE:
         raise ModelFileError(
             f"{directory} has schema version {reprlib.repr(schema)}; this version reads "
-            f"{SCHEMA_VERSION}. Load it with the version of pyro_scale that saved it."
+            f"{' and '.join(map(str, _READABLE))}. Load it with the version of pyro_scale that "
+            "saved it."
         )
-    if set(model) != _KEYS:
+    keys = _KEYS if schema > 5 else _KEYS - {"n_components_table"}
+    if set(model) != keys:
         raise ModelFileError(
             f"{directory} holds a damaged model: model.json has the keys "
-            f"{reprlib.repr(sorted(model))}; expected {sorted(_KEYS)}."
+            f"{reprlib.repr(sorted(model))}; expected {sorted(keys)}."
         )
     weights_path = directory / "weights.safetensors"
     with weights_path.open("rb") as file:
@@ -212,7 +230,8 @@ def _load(directory: Path) -> ModelState:
     try:
         config = _config(model["config"])
         peak_names = _peak_names(model["peak_names"])
-        history = _history(model["history"])
+        history = _rows("history", "epoch", model["history"])
+        table = _rows("n_components_table", "n_components", model.get("n_components_table", []))
         if not isinstance(model["is_trained"], bool):
             raise TypeError("is_trained is not true or false.")
         shapes = _shapes_of(weights_path)
@@ -227,7 +246,9 @@ def _load(directory: Path) -> ModelState:
     if wrong := _not_finite(weights):
         raise ModelFileError(f"{directory}: {wrong} has values that are not finite.")
     vae.load_state_dict(weights, assign=True)
-    return ModelState(config, vae, peak_names, history, model["is_trained"])
+    if schema == 5:
+        vae.likelihood.rescale_batch_offsets()
+    return ModelState(config, vae, peak_names, history, model["is_trained"], table)
 
 
 def _config(options: Any) -> ModelConfig:
@@ -256,29 +277,29 @@ def _peak_names(names: Any) -> pd.Index:
     return pd.Index(names, dtype=object)
 
 
-def _history(records: Any) -> pd.DataFrame:
-    """Return the history, one row per epoch.
+def _rows(name: str, index: str, records: Any) -> pd.DataFrame:
+    """Return a table of model.json, one row per value of the integer column ``index``.
 
-    Raise TypeError unless all epochs have the same columns, whose values are numbers, strings or
+    Raise TypeError unless all rows have the same columns, whose values are numbers, strings or
     None.
     """
     if not isinstance(records, list) or not all(isinstance(row, dict) for row in records):
-        raise TypeError("history is not a list of epochs.")
+        raise TypeError(f"{name} is not a list of rows.")
     if not records:
         return pd.DataFrame()
     columns = list(records[0])
     plain = all(
         list(row) == columns
-        and type(row.get("epoch")) is int
+        and type(row.get(index)) is int
         and all(value is None or isinstance(value, (str, float, int)) for value in row.values())
         for row in records
     )
     if not plain:
         raise TypeError(
-            "history has epochs that differ in their columns, or whose values are not numbers or "
+            f"{name} has rows that differ in their columns, or whose values are not numbers or "
             "strings."
         )
-    return pd.DataFrame.from_records(records).set_index("epoch")
+    return pd.DataFrame.from_records(records).set_index(index)
 
 
 def _check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

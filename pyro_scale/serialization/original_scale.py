@@ -90,7 +90,8 @@ def load_original(path: Path, adata: AnnData, *, layer: str | None) -> ModelStat
             f"{path} was trained on {vae.n_peaks} peaks and the cells have {adata.n_vars}; "
             "give the adata.h5ad that SCALE wrote beside the model, with the peaks that it kept."
         )
-    return ModelState(config, vae, adata.var_names, pd.DataFrame(), is_trained=True)
+    empty = pd.DataFrame()
+    return ModelState(config, vae, adata.var_names, empty, True, empty)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

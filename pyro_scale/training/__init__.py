@@ -6,12 +6,16 @@ Lightning takes long to import, so it is imported when a name that needs it is f
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pyro_scale.training.clustering import (
+    ComponentChoice,
+    choose_n_components,
+    components_from_means,
+)
 from pyro_scale.training.config import TrainingConfig, TrainingProgress, default_batch_size
 from pyro_scale.training.initialization import (
     build_vae,
-    choose_n_components,
-    components_from_means,
     fit_lsi,
+    half_means,
     moments,
 )
 from pyro_scale.training.newton import GaussianPosterior, NewtonSweeps
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from pyro_scale.training.trainer import fit
 
 __all__ = [
+    "ComponentChoice",
     "GaussianPosterior",
     "NewtonSweeps",
     "TrainingConfig",
@@ -40,6 +45,7 @@ __all__ = [
     "fit",
     "fit_encoder",
     "fit_lsi",
+    "half_means",
     "moments",
     "newton_start",
     "reason_against_sweeps",

@@ -46,6 +46,9 @@ class TrainingProgress:
     mixture_started
         Whether the mixture has been initialized, by Newton sweeps or after the warm-up, or training
         goes on from a mixture. Until then it has its random initial parameters.
+    n_components_table
+        The rows of the table from which the number of components was chosen
+        (:class:`pyro_scale.training.ComponentChoice`); none if it was given.
 
     Examples
     --------
@@ -65,6 +68,7 @@ class TrainingProgress:
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
     mixture_started: bool = False
+    n_components_table: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,15 @@
-"""Initialization of the networks from the data and of the mixture from the encoder's means."""
+"""Initialization of the networks from the data, and the posterior means of all cells."""
 
 from __future__ import annotations
 
-import logging
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse import csr_matrix, lil_matrix
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from pyro_scale.config import ModelConfig
@@ -21,12 +17,11 @@ from pyro_scale.data import CountMatrix, loader, sparse_cells
 from pyro_scale.programs import BernoulliLikelihood, Lsi, MixturePrior, MixtureVAE
 
 __all__ = [
-    "Start",
     "build_vae",
-    "choose_n_components",
-    "components_from_means",
     "fit_lsi",
+    "half_means",
     "moments",
+    "seeded",
     "standard_normal_prior",
     "subsample_indices",
 ]
@@ -161,27 +156,6 @@ def standard_normal_prior(n_latent: int) -> MixturePrior:
     return prior.requires_grad_(False)
 
 
-logger = logging.getLogger(__name__)
-
-_N_NEIGHBORS = 15
-_MANY = 2_000  # cells, from which ARPACK's factorization takes long
-_SEPARATED = 0.25  # largest mixing of two clusters that are kept apart
-
-
-class Start(NamedTuple):
-    """Initial weights, means and variances of the mixture.
-
-    Attributes
-    ----------
-    pi_k, loc_kd, var_kd
-        Tensors of shape ``(K,)``, ``(K, D)``, ``(K, D)``.
-    """
-
-    pi_k: Tensor
-    loc_kd: Tensor
-    var_kd: Tensor
-
-
 @torch.inference_mode()
 def moments(vae: MixtureVAE, counts: CountMatrix, batch_size: int = 512) -> tuple[Tensor, Tensor]:
     """Return mean and variance of q(z|x) of every cell, each ``(n, d)``, in the cells' order.
@@ -209,192 +183,45 @@ def moments(vae: MixtureVAE, counts: CountMatrix, batch_size: int = 512) -> tupl
     return torch.cat([loc for loc, _ in pairs]), torch.cat([var for _, var in pairs])
 
 
-def components_from_means(
-    loc_nd: Tensor, var_nd: Tensor, n_components: int, seed: int, *, max_cells: int = 20_000
-) -> Start:
-    """Initialize the components from clusters of the posterior means.
+@torch.inference_mode()
+def half_means(vae: MixtureVAE, counts: CountMatrix, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the means of q(z|x) of every cell from either half of its peaks, each ``(n, d)``.
 
-    Cells are clustered on the graph of their nearest neighbors (:func:`_neighbor_clusters`).
-    Each component starts at the mean of a cluster, with the cluster's fraction of the cells as its
-    weight. All components start with the same variance per dimension, pooled over the clusters: the
-    mean squared distance to the cluster's mean plus the mean posterior variance. (The published
-    SCALE fits a diagonal Gaussian mixture to one sample per cell from an untrained encoder, and
-    discards its weights.)
+    The halves are drawn at random for each cell, and no peak is in both.
 
     Parameters
     ----------
-    loc_nd, var_nd
-        Mean and variance of q(z|x) of every cell, shape ``(n, d)``.
-    n_components
-        Number of components, K; at most n.
+    vae
+        The model.
+    counts
+        The cells.
     seed
-        Seed of the clustering and of the random choice of cells.
-    max_cells
-        Largest number of cells that are clustered. If there are more, as many are chosen at
-        random.
+        Seed of the halves.
 
     Examples
     --------
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> loc_nd = torch.randn(90, 2, generator=generator)
-    >>> loc_nd += 20 * torch.eye(3, 2)[torch.arange(90) % 3]
-    >>> start = components_from_means(loc_nd, torch.ones(90, 2), n_components=3, seed=0)
-    >>> start.pi_k, start.loc_kd.shape
-    (tensor([0.3333, 0.3333, 0.3333]), torch.Size([3, 2]))
+    >>> one_nd, other_nd = half_means(model.vae, counts, seed=0)
+    >>> one_nd.shape, other_nd.shape
+    (torch.Size([40, 3]), torch.Size([40, 3]))
     """
-    chosen = subsample_indices(max_cells, len(loc_nd), seed)
-    loc_nd, var_nd = loc_nd[chosen], var_nd[chosen]
-    means = loc_nd.double().cpu().numpy()
-    labels = _neighbor_clusters(means, n_components, seed)
-    member_kn = np.equal.outer(np.arange(n_components), labels)
-    size_k = member_kn.sum(1)
-    mean_kd = member_kn @ means / size_k.clip(1)[:, None]
-    within_d = np.square(means - mean_kd[labels]).mean(0)
-    var_d = torch.from_numpy(within_d) + var_nd.double().cpu().mean(0)
-    logger.info("the mixture is initialized from clusters of %s cells", size_k.tolist())
-    return Start(
-        torch.from_numpy(size_k / len(means)).to(loc_nd),
-        torch.from_numpy(mean_kd).to(loc_nd),
-        var_d.expand(n_components, -1).to(loc_nd),
-    )
-
-
-def choose_n_components(
-    loc_nd: Tensor, seed: int, *, max_components: int = 20, max_cells: int = 5_000
-) -> int:
-    r"""Choose the number of components, K, by merging clusters that are not separated.
-
-    The graph of the cells' nearest neighbors is cut into many clusters
-    (:func:`_neighbor_clusters`), and the two clusters that are mixed most are merged, again and
-    again. K is the largest number of clusters of which no two are mixed by more than a quarter. Two
-    clusters i and j with :math:`n_i` and :math:`n_j` cells are mixed by
-
-    .. math:: \frac{e_{ij}}{e_{ii} + e_{ij} + e_{jj}} \Big/
-              \frac{2 \, n_i n_j}{(n_i + n_j)^2},
-
-    the fraction of the edges among their cells that join the two, over the fraction that is
-    expected if the labels of these cells are shuffled. It is one for labels at random and zero for
-    separated clusters; for simulated clusters that had been cut in two it was 0.26 to 0.6. A
-    cluster that is much longer in one direction than in the others is cut, because few edges join
-    its ends.
-
-    (Modularity, the usual criterion, cannot exceed one half for two clusters of equal size, and
-    rises if a homogeneous cluster of a sparse graph is cut. ``estimate_k`` of the published SCALE
-    counts Tracy-Widom-significant components of a matrix that is not Gaussian.)
-
-    Parameters
-    ----------
-    loc_nd
-        Posterior mean of z of every cell, shape ``(n, d)``.
-    seed
-        Seed of the clustering and of the random choice of cells.
-    max_components
-        Number of clusters that are merged; less if there are fewer than 15 cells per cluster.
-    max_cells
-        Largest number of cells that are clustered. If there are more, as many are chosen at
-        random.
-
-    Examples
-    --------
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> loc_nd = torch.randn(90, 2, generator=generator)
-    >>> loc_nd += 20 * torch.eye(3, 2)[torch.arange(90) % 3]
-    >>> choose_n_components(loc_nd, seed=0)
-    3
-    """
-    means = loc_nd[subsample_indices(max_cells, len(loc_nd), seed)].double().cpu().numpy()
-    largest = min(max_components, len(means) // _N_NEIGHBORS)
-    if largest < 2:
-        return 1
-    from sklearn.neighbors import kneighbors_graph  # here: scikit-learn takes long to import
-
-    # Fewer neighbors than a small cluster has cells: others would have to come from elsewhere.
-    graph = kneighbors_graph(means, min(_N_NEIGHBORS, max(3, len(means) // 10)))
-    graph = graph.maximum(graph.T)
-    mixing = _mixing_of_merged(graph, _neighbor_clusters(means, largest, seed))
-    chosen = max(k for k, mixed in mixing.items() if mixed <= _SEPARATED)
-    table = ", ".join(f"{k}: {mixed:.2f}" for k, mixed in sorted(mixing.items()) if k > 1)
-    logger.info(
-        "chose n_components=%d; for each K, how much the most mixed two clusters are mixed: %s",
-        chosen,
-        table,
-    )
-    return chosen
-
-
-def _mixing_of_merged(graph: csr_matrix, labels: NDArray[np.intp]) -> dict[int, float]:
-    """Merge the two most mixed clusters again and again; return the largest mixing at each K.
-
-    ``graph`` is the symmetric graph of neighbors. The mixing of one cluster is zero.
-    """
-    member_nk = np.equal.outer(labels, np.unique(labels)).astype(float)
-    size_k, edges_kk = member_nk.sum(0), member_nk.T @ (graph @ member_nk)
-    found = {1: 0.0}
-    while len(size_k) > 1:
-        within_k = edges_kk.diagonal()
-        joining_kk = edges_kk + edges_kk.T
-        total_kk = np.add.outer(within_k, within_k) + joining_kk
-        sizes_kk = np.add.outer(size_k, size_k)
-        expected_kk = 2 * np.multiply.outer(size_k, size_k) / sizes_kk**2
-        mixing_kk = joining_kk / np.maximum(total_kk, 1) / expected_kk
-        np.fill_diagonal(mixing_kk, -1.0)
-        i, j = np.unravel_index(mixing_kk.argmax(), mixing_kk.shape)
-        found[len(size_k)] = float(mixing_kk[i, j])
-        merge = np.eye(len(size_k))
-        merge[j, i] = 1
-        merge = np.delete(merge, j, axis=1)  # of old clusters into new ones
-        size_k, edges_kk = size_k @ merge, merge.T @ edges_kk @ merge
-    return found
-
-
-def _neighbor_clusters(means: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
-    """Cluster cells by normalized cuts of the 15-nearest-neighbor graph.
-
-    Cuts of a graph find clusters of any shape and are robust to outlying cells, which become
-    clusters of their own in k-means (Yu and Shi 2003, doi:10.1109/ICCV.2003.1238361). k-means is
-    used if there are too few cells for a graph, or if a cut leaves a cluster empty.
-    """
-    from sklearn.cluster import KMeans, SpectralClustering
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neighbors import kneighbors_graph
-
-    if k > 1 and len(means) >= 5 * k and len(means) > _N_NEIGHBORS:
-        graph = kneighbors_graph(means, _N_NEIGHBORS, include_self=True)
-        # ARPACK factorizes the graph's matrix, which takes a minute for 15,000 cells.
-        solver = "arpack" if len(means) < _MANY else "lobpcg"
-        labels: NDArray[np.intp] = SpectralClustering(
-            k,
-            affinity="precomputed",
-            assign_labels="discretize",
-            eigen_solver=solver,
-            random_state=seed,
-        ).fit_predict(_joined((graph + graph.T) / 2, means))
-        if len(np.unique(labels)) == k:
-            return labels
-    with warnings.catch_warnings():  # with fewer distinct means than clusters, some stay empty
-        warnings.filterwarnings("ignore", category=ConvergenceWarning)
-        labels = KMeans(k, n_init=20, random_state=seed).fit(means).labels_
-    return labels
-
-
-def _joined(graph: csr_matrix, means: NDArray[np.float64]) -> csr_matrix:
-    """Join the connected components of a graph by the edges of their minimum spanning tree.
-
-    Spectral clustering needs the eigenvectors of the largest eigenvalue, one. That eigenvalue is
-    repeated as often as there are connected components, and ARPACK may miss eigenvectors of a
-    repeated eigenvalue (scipy before 1.17 does).
-    """
-    n_parts, part_n = connected_components(graph, directed=False)
-    if n_parts == 1:
-        return csr_matrix(graph)
-    cells = [np.flatnonzero(part_n == part) for part in range(n_parts)]
-    part_means = np.stack([means[members].mean(0) for members in cells])
-    tree = minimum_spanning_tree(1 + cdist(part_means, part_means)).tocoo()  # zero is no edge
-    links = lil_matrix(graph.shape)
-    for one, other in zip(tree.row, tree.col, strict=True):
-        nearest = [
-            cells[here][cdist(means[cells[here]], part_means[[there]]).argmin()]
-            for here, there in ((one, other), (other, one))
+    was_training = vae.training
+    vae.eval()
+    head = vae.encoder.loc.weight
+    with seeded(seed, head.device):
+        pairs = [
+            [vae.encoder(half)[0] for half in cells.to(head).split_peaks(vae.encoder.lsi is None)]
+            for cells in loader(counts, 512)
         ]
-        links[nearest[0], nearest[1]] = links[nearest[1], nearest[0]] = 1.0
-    return csr_matrix(graph + links)
+    vae.train(was_training)
+    return torch.cat([one for one, _ in pairs]), torch.cat([other for _, other in pairs])
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators inside the block, and restore their states.
+
+    What is drawn then does not depend on what was drawn before, such as in another process.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -19,13 +19,13 @@ from pyro_scale.data import CountMatrix, loader
 from pyro_scale.objectives import Objective, ObjectiveSpec
 from pyro_scale.programs import CellBatch, MixtureVAE
 from pyro_scale.training.callbacks import KEY, has_ended, random_states, restore_random_states
-from pyro_scale.training.config import TrainingConfig, TrainingProgress
-from pyro_scale.training.initialization import (
+from pyro_scale.training.clustering import (
+    ComponentChoice,
     choose_n_components,
     components_from_means,
-    moments,
-    standard_normal_prior,
 )
+from pyro_scale.training.config import TrainingConfig, TrainingProgress
+from pyro_scale.training.initialization import half_means, moments, standard_normal_prior
 from pyro_scale.training.lazy_adam import CombinedAdam
 from pyro_scale.training.nan_recovery import NanRecovery, first_nonfinite_site
 from pyro_scale.training.optimizers import build_optimizer, clip_grad_norm_, close_optimizer
@@ -161,6 +161,7 @@ class TrainingModule(L.LightningModule):
             "n_nan_retries": self.nan_recovery.n_taken,
             "finished": has_ended(self.trainer, self.config.max_epochs),
             "mixture_started": self.progress.mixture_started,
+            "n_components_table": self.progress.n_components_table,
             "random": random_states(),
         }
 
@@ -177,6 +178,7 @@ class TrainingModule(L.LightningModule):
             self.vae.prior.resize(n_components)
         self.history[:] = ours["history"]
         self.progress.mixture_started = ours["mixture_started"]
+        self.progress.n_components_table = ours["n_components_table"]
         self.nan_recovery.n_taken, self._random_states = ours["n_nan_retries"], ours["random"]
 
     def on_train_epoch_start(self) -> None:
@@ -196,7 +198,8 @@ class TrainingModule(L.LightningModule):
     def _sweep(self) -> None:
         """Start from Newton sweeps, which one process makes for all."""
         if self.trainer.is_global_zero:
-            newton_start(self.vae, self.counts, self.config, choose_k=self.choose_k)
+            choice = newton_start(self.vae, self.counts, self.config, choose_k=self.choose_k)
+            self._keep_table(choice)
         if self.distributed:
             self.vae.load_state_dict(self.trainer.strategy.broadcast(self.vae.state_dict()))
         if self.choose_k:
@@ -207,11 +210,21 @@ class TrainingModule(L.LightningModule):
         """Initialize the mixture from the encoder's means, and choose K if that is asked for."""
         loc_nd, var_nd = moments(self.vae, self.counts)
         if self.choose_k:
-            self.vae.prior.resize(choose_n_components(loc_nd, self.config.seed))
+            halves, seed = half_means(self.vae, self.counts, self.config.seed), self.config.seed
+            choice = choose_n_components(loc_nd, seed, depth_n=self.counts.depth, half_means=halves)
+            self._keep_table(choice)
+            self.vae.prior.resize(choice.n_components)
             self._replace_prior()
         start = components_from_means(loc_nd, var_nd, self.vae.n_components, self.config.seed)
         self.vae.prior.set_components(*self.trainer.strategy.broadcast(start))
         self.progress.mixture_started = True
+
+    def _keep_table(self, choice: ComponentChoice | None) -> None:
+        if choice is not None:
+            self.progress.n_components_table = [
+                {str(name): value for name, value in row.items()}
+                for row in choice.table.reset_index().to_dict("records")
+            ]
 
     def on_fit_end(self) -> None:
         """Start the mixture if training was stopped within the warm-up, and log what was done."""

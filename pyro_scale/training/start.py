@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +19,17 @@ from pyro_scale.programs import (
     PeakLinear,
 )
 from pyro_scale.programs.networks import linear
-from pyro_scale.training.config import TrainingConfig
-from pyro_scale.training.initialization import (
+from pyro_scale.training.clustering import (
+    ComponentChoice,
     Start,
     choose_n_components,
     components_from_means,
+)
+from pyro_scale.training.config import TrainingConfig
+from pyro_scale.training.initialization import (
     fit_lsi,
+    half_means,
+    seeded,
     standard_normal_prior,
     subsample_indices,
 )
@@ -81,7 +85,7 @@ def reason_against_sweeps(vae: MixtureVAE, n_cells: int | None = None) -> str | 
 
 def newton_start(
     vae: MixtureVAE, counts: CountMatrix, config: TrainingConfig, *, choose_k: bool = False
-) -> None:
+) -> ComponentChoice | None:
     """Initialize decoder, mixture and encoder, in place, by Newton sweeps.
 
     1. Sweeps (:class:`NewtonSweeps`) with the N(0, I) prior, from the cells' LSI coordinates, fit
@@ -110,6 +114,11 @@ def newton_start(
         accordingly. It is chosen from the means of an encoder that is fitted to the posteriors,
         which are less noisy than the posterior means themselves.
 
+    Returns
+    -------
+    ComponentChoice
+        The number of components, and the table from which it was chosen; None if it was not.
+
     Examples
     --------
     >>> newton_start(model.vae, counts, TrainingConfig(newton_sweeps=5))
@@ -133,6 +142,7 @@ def newton_start(
 
     n_mixture = 0 if config.n_warmup else min(_MIXTURE_SWEEPS, config.newton_sweeps - 1)
     prior = standard_normal_prior(vae.n_latent).to(vae.prior.loc_kd)
+    choice: ComponentChoice | None = None
     means: list[Tensor] = []
     for _ in range(config.newton_sweeps - n_mixture):
         sweeps.sweep(prior)
@@ -145,7 +155,13 @@ def newton_start(
             fit()
             with torch.no_grad():
                 smooth_nd, _ = vae.encoder(cells)
-            prior.resize(choose_n_components(smooth_nd, config.seed))
+            choice = choose_n_components(
+                smooth_nd,
+                config.seed,
+                depth_n=some.depth,
+                half_means=half_means(vae, some, config.seed),
+            )
+            prior.resize(choice.n_components)
         prior.set_components(
             *components_from_means(loc_nd, var_nd, prior.n_components, config.seed)
         )
@@ -166,6 +182,7 @@ def newton_start(
         swept - began,
         time.monotonic() - swept,
     )
+    return choice
 
 
 def _limits(counts: CountMatrix) -> tuple[int, int]:
@@ -277,7 +294,7 @@ def fit_encoder(
     >>> posterior = GaussianPosterior(torch.zeros(5, 2), torch.eye(2).expand(5, 2, 2))
     >>> fit_encoder(vae, cells, posterior, mask_rate=0.5, seed=0)
     """
-    with _seeded(seed, cells.depth_n.device):
+    with seeded(seed, cells.depth_n.device):
         peaks = vae.encoder.peaks
         if peaks is None:
             _fit(vae, vae.encoder.trunk, lambda x_np: x_np, cells, posterior, mask_rate)
@@ -333,17 +350,6 @@ def _divergence(loc_nd: Tensor, var_nd: Tensor, posterior: GaussianPosterior) ->
     pull_nd = (posterior.precision_ndd @ from_mode_nd.unsqueeze(-1)).squeeze(-1)
     diagonal_nd = posterior.precision_ndd.diagonal(dim1=-2, dim2=-1)
     return (from_mode_nd * pull_nd + diagonal_nd * var_nd - var_nd.log()).sum(-1) / 2
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators inside the block, and restore their states.
-
-    The start then does not depend on what was drawn before, such as in another process.
-    """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 class _PeakStatistics:

@@ -168,6 +168,21 @@ def test_a_trained_model_is_used_on_new_cells_without_training(file, tmp_path, c
     assert not (tmp_path / "again" / "out" / "model").exists()
 
 
+def test_k_is_chosen_and_another_k_is_picked_from_the_table(file, tmp_path):
+    told, _ = run(file, tmp_path, "--embed", "none", "--max-epochs", 2, "--min-cells", 0)
+    assert "valley" in told
+    assert "silhouette" in told
+    assert "stability" in told
+    (tmp_path / "more").mkdir()
+    model = tmp_path / "out" / "model"
+    told, result = run(file, tmp_path / "more", "--pretrain", model, "-k", 4, "--embed", "none")
+    assert f"going on from {model} with 4 components" in told
+    assert result.obs["scale_cluster"].cat.categories.tolist() == ["0", "1", "2", "3"]
+    saved = ps.SCALE.load(tmp_path / "more" / "out" / "model", result)
+    assert saved.config.n_components == 4
+    assert len(saved.n_components_table) > 1  # the table from which it was picked
+
+
 def test_a_model_of_scale_goes_on(published, file, tmp_path, cells):
     model = published.SCALE([80, 4, [8], []], n_centroids=3).eval()
     torch.save(model.state_dict(), tmp_path / "model.pt")
@@ -222,9 +237,9 @@ def test_an_input_is_never_replaced(file, tmp_path):
 
 
 def test_what_is_trained_is_not_trained_or_filtered_otherwise(file, tmp_path):
-    told = call("run", file, "-o", tmp_path / "out", "--pretrain", "m", "-k", 4, "--min_cells", 3)
+    told = call("run", file, "-o", tmp_path / "out", "--pretrain", "m", "--lr", 4, "--min_cells", 3)
     assert told.exit_code == 1
-    words = "nothing is trained or filtered: leave out --n-components, --min-cells"
+    words = "nothing is trained or filtered: leave out --lr, --min-cells"
     assert words in told.stderr
     assert not list(tmp_path.iterdir())
 

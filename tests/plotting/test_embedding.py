@@ -265,3 +265,20 @@ def test_run_draws_four_panels_and_computes_what_is_missing(result, monkeypatch)
     assert axes[0].get_title(loc="left").startswith("cell_type of 60")
     assert legend(axes[0]) == ["glia", "neuron", "other"]
     assert len(axes[2].patches) == K
+
+
+def test_the_choice_of_k_is_drawn_with_its_limit():
+    columns = {"valley": [0.0, 0.1, 0.4, 1.0], "silhouette": [np.nan, 0.2, 0.4, 0.3]}
+    columns["stability"] = [1.0, 0.99, 0.97, 0.6]
+    table = pd.DataFrame(columns, index=pd.RangeIndex(1, 5, name="n_components"))
+    axes = ps.pl.n_components(table, chosen=3)
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), table["valley"])
+    assert legend(axes) == ["valley", "silhouette", "stability", "K = 3"]
+    unknown = table.assign(stability=np.nan)
+    assert legend(ps.pl.n_components(unknown)) == ["valley", "silhouette"]
+    with pytest.raises(ValueError, match="if training chooses the number of components"):
+        ps.pl.n_components(pd.DataFrame())
+    with pytest.raises(ValueError, match="no column stability"):
+        ps.pl.n_components(table[["valley", "silhouette"]])
+    with pytest.raises(TypeError, match=r"expected model\.n_components_table"):
+        ps.pl.n_components(None)

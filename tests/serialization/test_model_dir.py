@@ -6,6 +6,7 @@ import shutil
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import small_scale, train
@@ -65,6 +66,37 @@ def test_what_was_saved_is_what_is_loaded(adata, tmp_path, options):
         np.testing.assert_array_equal(getattr(loaded, verb)(), getattr(model, verb)())
     assert loaded.get_elbo().equals(model.get_elbo())
     train(loaded, 1)  # and it can go on
+
+
+def test_the_table_of_the_choice_of_k_comes_back(adata, tmp_path):
+    model = train(small_scale(adata, n_components=None), 2, warmup_epochs=1)
+    model.save(tmp_path / "model")
+    loaded = ps.SCALE.load(tmp_path / "model", adata)
+    assert len(loaded.n_components_table) == 2  # forty cells allow no more clusters
+    pd.testing.assert_frame_equal(loaded.n_components_table, model.n_components_table)
+
+
+def test_batch_offsets_of_an_older_schema_are_converted(adata, tmp_path):
+    """In schema 5 a cell's batch was encoded by a one, and is by a seven."""
+    adata = adata.copy()
+    adata.obs["donor"] = ["a", "b"] * 20
+    for decoder_hidden in ((), (8,)):
+        folder = tmp_path / f"model{len(decoder_hidden)}"
+        model = train(small_scale(adata, batch_key="donor", decoder_hidden=decoder_hidden))
+        model.save(folder)
+        weights = load_file(folder / "weights.safetensors")
+        name = "likelihood.hidden.0.weight" if decoder_hidden else "likelihood.peaks.weight"
+        weights[name][:, -2:] *= 7
+        save_file(weights, folder / "weights.safetensors")
+        content = json.loads((folder / "model.json").read_text())
+        del content["n_components_table"]
+        (folder / "model.json").write_text(json.dumps(content | {"schema_version": 5}))
+        fix_checksums(folder)
+        loaded = ps.SCALE.load(folder, adata)
+        torch.testing.assert_close(loaded.vae.state_dict()[name], model.vae.state_dict()[name])
+        np.testing.assert_allclose(
+            loaded.get_normalized_accessibility(), model.get_normalized_accessibility(), rtol=1e-5
+        )
 
 
 def test_an_untrained_model_comes_back_untrained(adata, tmp_path):
@@ -162,7 +194,7 @@ DAMAGES = {
     "weights empty": (write("weights.safetensors", b""), "holds a damaged model"),
     "a later schema": (
         rewrite(lambda m: m | {"schema_version": SCHEMA_VERSION + 1}),
-        f"has schema version {SCHEMA_VERSION + 1}; this version reads {SCHEMA_VERSION}",
+        f"has schema version {SCHEMA_VERSION + 1}; this version reads 5 and {SCHEMA_VERSION}",
     ),
     "one more digit": (
         lambda folder: (folder / "model.json").write_text(
@@ -177,16 +209,17 @@ DAMAGES = {
     "a checksum of another kind": (unchecked(sha256=[1]), "model.json changed after it was saved"),
     "history changed": (unchecked(history=[]), "model.json changed after it was saved"),
     "peak renamed": (unchecked(peak_names=["a"] * 60), "model.json changed after it was saved"),
-    "history of nothing": (rewrite(lambda m: m | {"history": 5}), "not a list of epochs"),
+    "history of nothing": (rewrite(lambda m: m | {"history": 5}), "not a list of rows"),
     "history of one epoch": (
         rewrite(lambda m: m | {"history": {"epoch": 1}}),
-        "not a list of epochs",
+        "not a list of rows",
     ),
     "history of uneven epochs": (
         rewrite(lambda m: m | {"history": [{"epoch": 0}, {"epoch": 1, "lr": 1}]}),
-        "epochs that differ",
+        "rows that differ",
     ),
     "history of lists": (rewrite(lambda m: m | {"history": [{"epoch": [0]}]}), "differ"),
+    "a table of nothing": (rewrite(lambda m: m | {"n_components_table": 5}), "not a list of rows"),
     "trained in words": (rewrite(lambda m: m | {"is_trained": "yes"}), "is_trained is not true"),
     "peaks of numbers": (peaks(lambda p: [*p[1:], 1]), "not a list of names"),
     "peaks repeated": (peaks(lambda p: [*p[1:], p[1]]), "repeats 1 names"),

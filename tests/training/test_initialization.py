@@ -6,6 +6,7 @@ import torch
 from helpers import small_cells, small_lsi, small_scale, small_vae, train
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.stats import gaussian_kde
 from sklearn.datasets import make_moons
 from sklearn.neighbors import kneighbors_graph
 
@@ -20,7 +21,7 @@ from pyro_scale.training import (
     components_from_means,
     fit_lsi,
 )
-from pyro_scale.training.initialization import _joined, _mixing_of_merged
+from pyro_scale.training.clustering import _joined, _mixing, _valley
 
 
 def dense_tfidf(counts):
@@ -237,29 +238,99 @@ def test_k_is_the_number_of_separated_groups(k):
     means = np.repeat(rng.normal(size=(k, 10), scale=5.0), 60, axis=0) + rng.normal(
         size=(60 * k, 10)
     )
-    chosen = choose_n_components(torch.from_numpy(means), seed=0)
-    assert chosen == k
+    assert choose_n_components(torch.from_numpy(means), seed=0).n_components == k
 
 
 def test_two_small_clusters_are_two():
     """Each has fewer cells than fifteen neighbors and their neighbors."""
     rng = np.random.default_rng(0)
     means = rng.normal(size=(46, 10)) + 6 * np.eye(10)[np.arange(46) % 2]
-    assert choose_n_components(torch.from_numpy(means), seed=0) == 2
+    assert choose_n_components(torch.from_numpy(means), seed=0).n_components == 2
 
 
-@pytest.mark.parametrize("n_components", [2, 3, 4])
-def test_few_types_that_vary_continuously_are_not_cut(n_components):
-    """As by modularity: each type is a cloud that is twice as long in one direction.
-
-    (If it is three times as long, it is cut: neighbors do not join its ends.)
-    """
+@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("n_components", [1, 2, 4])
+def test_types_that_vary_continuously_are_not_cut(n_components, length):
+    """Each type is a cloud that is longer in one direction, by which modularity cuts it."""
     rng = np.random.default_rng(n_components)
-    type_n = np.arange(600) % n_components
-    means = rng.normal(size=(600, 10))
+    type_n = np.arange(900) % n_components
+    means = rng.normal(size=(900, 10))
     means += 12 * np.eye(10)[type_n]
-    means[np.arange(600), 5 + type_n] *= 2
-    assert choose_n_components(torch.from_numpy(means), seed=0) == n_components
+    means[np.arange(900), 5 + type_n] *= length
+    assert choose_n_components(torch.from_numpy(means), seed=0).n_components == n_components
+
+
+def test_cells_of_little_depth_do_not_join_the_types():
+    """They lie between the types, because little is known of them."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(600, 6)) + 7 * np.eye(6)[np.arange(600) % 3]
+    shallow = np.arange(600) % 5 == 0
+    means[shallow] = means.mean(0) + rng.normal(size=(120, 6)) * 2
+    depth = np.where(shallow, 10.0, 500.0)
+    choice = choose_n_components(torch.from_numpy(means), seed=0, depth_n=depth)
+    assert choice.n_components == 3
+
+
+def test_a_valley_is_the_lowest_density_over_that_of_the_lower_peak():
+    """Two normals that differ in one of five dimensions, beside the density in that dimension."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], [6_000, 3_000])
+    means = rng.normal(size=(9_000, 5))
+    means[:, 0] += 3.2 * label
+    halves = rng.random((4, 9_000)) < 0.5
+    at = np.linspace(0, 3.2, 400)
+    density = gaussian_kde(means[:, 0], 3_000**-0.2 / means[:, 0].std())(at)
+    lowest = density.argmin()
+    expected = density[lowest] / min(density[:lowest].max(), density[lowest:].max())
+    assert 0.3 < expected < 0.9
+    found = _valley(means, label == 0, label == 1, halves)
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("n_cells", [40, 400])
+def test_a_cloud_that_is_cut_has_no_valley(n_cells):
+    rng = np.random.default_rng(n_cells)
+    means = rng.normal(size=(n_cells, 10)) * np.linspace(1, 3, 10)
+    one = means[:, -1] > 0
+    halves = rng.random((6, n_cells)) < 0.5
+    assert _valley(means, one, ~one, halves) > 0.9
+
+
+def test_two_cells_are_too_few_for_a_valley():
+    means = np.array([[0.0, 0.0], [9.0, 9.0]])
+    one = np.array([True, False])
+    assert _valley(means, one, ~one, np.array([[True, False]])) == 1.0
+
+
+def test_the_table_has_every_number_and_the_stability_of_halves():
+    rng = np.random.default_rng(0)
+    types = 6 * np.eye(5)[np.arange(300) % 4]
+    means, *halves = (torch.from_numpy(types + rng.normal(size=(300, 5))) for _ in range(3))
+    choice = choose_n_components(means, seed=0, half_means=(halves[0], halves[1]))
+    assert choice.n_components == 4
+    assert choice.table.index.tolist() == list(range(1, 21))
+    assert choice.table["valley"].between(0, 1).all()
+    assert choice.table.loc[4, "stability"] > 0.95
+    assert choice.table.loc[20, "stability"] < 0.5
+    noise = torch.from_numpy(rng.normal(size=(300, 5)))
+    unstable = choose_n_components(means, seed=0, half_means=(halves[0], noise))  # valleys are deep
+    assert unstable.n_components == 4
+    assert unstable.table.loc[4, "stability"] < 0.1
+    assert choose_n_components(means, seed=0).table["stability"].isna().all()
+
+
+def test_where_little_is_known_of_each_cell_the_silhouette_decides():
+    """Six types overlap too much for a valley; one type has none either, and stays one."""
+    rng = np.random.default_rng(0)
+    types = 2.6 * np.eye(6)[np.arange(900) % 6]
+    uncertain = [torch.from_numpy(types + 1.2 * rng.normal(size=(900, 6))) for _ in range(2)]
+    means = torch.from_numpy(types + rng.normal(size=(900, 6)))
+    choice = choose_n_components(means, 0, half_means=(uncertain[0], uncertain[1]))
+    assert (choice.table["valley"][2:] > 0.85).all()
+    assert choice.n_components == choice.table["silhouette"].idxmax() == 6
+    one_type = torch.from_numpy(rng.normal(size=(900, 6)))
+    halves = [one_type + torch.from_numpy(rng.normal(size=(900, 6))) for _ in range(2)]
+    assert choose_n_components(one_type, 0, half_means=(halves[0], halves[1])).n_components == 1
 
 
 def test_mixing_is_the_share_of_edges_between_clusters_over_that_of_shuffled_labels():
@@ -267,21 +338,18 @@ def test_mixing_is_the_share_of_edges_between_clusters_over_that_of_shuffled_lab
     dense = rng.random((30, 30)) < 0.3
     graph = csr_matrix((dense | dense.T).astype(float))
     labels = np.repeat([0, 1, 2], [12, 10, 8])
-    mixing = _mixing_of_merged(graph, labels)
-    assert sorted(mixing) == [1, 2, 3]
-
-    def of_pair(i, j):
+    mixing_kk = _mixing(graph, labels)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
         members = np.isin(labels, [i, j])
         edges, is_i = graph[members][:, members].toarray(), labels[members] == i
         joining = edges[np.not_equal.outer(is_i, is_i)].sum() / edges.sum()
-        return joining / (2 * is_i.mean() * (1 - is_i.mean()))
-
-    assert mixing[3] == pytest.approx(max(of_pair(0, 1), of_pair(0, 2), of_pair(1, 2)))
+        expected = joining / (2 * is_i.mean() * (1 - is_i.mean()))
+        assert mixing_kk[i, j] == mixing_kk[j, i] == pytest.approx(expected)
     blocks = csr_matrix(np.kron(np.eye(2), np.ones((20, 20))))
-    assert _mixing_of_merged(blocks, np.repeat([0, 1], 20)) == {1: 0.0, 2: 0.0}
-    halves = _mixing_of_merged(blocks, np.repeat([0, 1, 2, 3], 10))  # each block is cut in two
-    assert halves[4] == halves[3] == pytest.approx(1.0)
-    assert halves[2] == 0.0
+    assert _mixing(blocks, np.repeat([0, 1], 20))[0, 1] == 0.0
+    cut = _mixing(blocks, np.repeat([0, 1, 2, 3], 10))  # each block is cut in two
+    assert cut[0, 1] == cut[2, 3] == pytest.approx(1.0)
+    assert cut[0, 2] == 0.0
 
 
 def test_pieces_of_the_neighbour_graph_are_joined_by_single_edges():
@@ -308,7 +376,7 @@ def test_pieces_of_the_neighbour_graph_are_joined_by_single_edges():
 @pytest.mark.parametrize("n_cells", [1, 2, 6])
 def test_k_of_a_handful_of_cells_is_one(n_cells):
     means = torch.from_numpy(np.random.default_rng(0).normal(size=(n_cells, 3)))
-    assert choose_n_components(means, seed=0) == 1
+    assert choose_n_components(means, seed=0).n_components == 1
 
 
 @pytest.mark.parametrize(("n_clusters", "seed"), [(3, 0), (5, 1), (10, 2), (15, 3)])
