@@ -370,7 +370,7 @@ def run(
                 echo(f"training settings: {settings}")
             settings |= {"early_stopping": early_stopping}
             _train(model, output / CHECKPOINT, overwrite=overwrite, **settings)
-            _report_choice(model)
+            _report_choice(model, output)
             if verbose:
                 console.print(model.history.to_string(), markup=False, highlight=False)
         outputs.write(model, adata, output, pretrain=pretrain)
@@ -395,7 +395,7 @@ def _train(model: ps.SCALE, checkpoint: Path, *, overwrite: bool, **settings: An
         raise
 
 
-def _report_choice(model: ps.SCALE) -> None:
+def _report_choice(model: ps.SCALE, output: Path) -> None:
     """Print what the number of components was chosen from, if it was."""
     table = model.n_components_table
     if table.empty:
@@ -406,7 +406,7 @@ def _report_choice(model: ps.SCALE) -> None:
         "clusters under halves of the peaks:"
     )
     echo(table.T.to_string(float_format="{:.2f}".format))
-    echo("another number: repeat the command with --pretrain OUTPUT/model -k NUMBER -o OTHER")
+    echo(f"for another: pyro-scale run FILES --pretrain {output / 'model'} -k NUMBER -o FOLDER")
 
 
 def _check_no_training_options(context: typer.Context) -> None:

@@ -183,7 +183,7 @@ def moments(vae: MixtureVAE, counts: CountMatrix, batch_size: int = 512) -> tupl
     return torch.cat([loc for loc, _ in pairs]), torch.cat([var for _, var in pairs])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def half_means(vae: MixtureVAE, counts: CountMatrix, seed: int) -> tuple[Tensor, Tensor]:
     """Return the means of q(z|x) of every cell from either half of its peaks, each ``(n, d)``.
 

@@ -178,7 +178,7 @@ class TrainingModule(L.LightningModule):
             self.vae.prior.resize(n_components)
         self.history[:] = ours["history"]
         self.progress.mixture_started = ours["mixture_started"]
-        self.progress.n_components_table = ours["n_components_table"]
+        self.progress.n_components_table = ours.get("n_components_table", [])  # 0.1.0 has none
         self.nan_recovery.n_taken, self._random_states = ours["n_nan_retries"], ours["random"]
 
     def on_train_epoch_start(self) -> None:

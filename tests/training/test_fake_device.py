@@ -18,7 +18,8 @@ import pyro_scale as ps
 from pyro_scale.config import ModelConfig
 from pyro_scale.data import CountMatrix
 from pyro_scale.training import TrainingModule, initialization
-from pyro_scale.training.initialization import build_vae, components_from_means
+from pyro_scale.training.clustering import components_from_means
+from pyro_scale.training.initialization import build_vae
 
 
 @pytest.fixture

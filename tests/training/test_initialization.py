@@ -296,6 +296,10 @@ def test_a_cloud_that_is_cut_has_no_valley(n_cells):
     assert _valley(means, one, ~one, halves) > 0.9
 
 
+def test_cells_in_one_place_are_one_component():
+    assert choose_n_components(torch.zeros(90, 3), seed=0).n_components == 1
+
+
 def test_two_cells_are_too_few_for_a_valley():
     means = np.array([[0.0, 0.0], [9.0, 9.0]])
     one = np.array([True, False])
